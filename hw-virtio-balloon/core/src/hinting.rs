@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! The state machine of free page hinting (virtio 1.3, section 5.5.6.6)
+//!
+//! Migration asks for hints, by putting a command ID into the configuration
+//! space; the driver repeats the ID in the queue, and then adds blocks of free
+//! pages; migration (or the driver) ends the round.  Finally migration lets the
+//! driver have its pages back.
+
+/// In the configuration space: the driver should stop hinting
+pub const VIRTIO_BALLOON_CMD_ID_STOP: u32 = 0;
+/// In the configuration space: the driver can reuse the pages it has hinted
+pub const VIRTIO_BALLOON_CMD_ID_DONE: u32 = 1;
+/// The smallest ID of a round; smaller ones are reserved
+pub const CMD_ID_MIN: u32 = 0x8000_0000;
+
+/// What hinting is doing.  The numbers are used in the migration stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u32)]
+pub enum HintStatus {
+    /// No round is going on, or the current one has ended
+    #[default]
+    Stop = 0,
+    /// The driver has been asked to start a round
+    Requested = 1,
+    /// The driver is sending hints
+    Start = 2,
+    /// The driver can have back all the pages that it has hinted
+    Done = 3,
+}
+
+impl TryFrom<u32> for HintStatus {
+    type Error = u32;
+
+    fn try_from(value: u32) -> Result<Self, u32> {
+        Ok(match value {
+            0 => Self::Stop,
+            1 => Self::Requested,
+            2 => Self::Start,
+            3 => Self::Done,
+            _ => return Err(value),
+        })
+    }
+}
+
+/// The state of free page hinting
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hinting {
+    status: HintStatus,
+    cmd_id: u32,
+}
+
+impl Default for Hinting {
+    fn default() -> Self {
+        Self {
+            status: HintStatus::Stop,
+            cmd_id: CMD_ID_MIN,
+        }
+    }
+}
+
+impl Hinting {
+    /// The state as it was migrated
+    pub const fn new(status: HintStatus, cmd_id: u32) -> Self {
+        Self { status, cmd_id }
+    }
+
+    /// The current status
+    pub const fn status(&self) -> HintStatus {
+        self.status
+    }
+
+    /// The ID of the current or latest round
+    pub const fn cmd_id(&self) -> u32 {
+        self.cmd_id
+    }
+
+    /// Whether hints from the driver belong to the current round.
+    pub fn is_hinting(&self) -> bool {
+        self.status == HintStatus::Start
+    }
+
+    /// What the driver sees in the configuration space
+    pub const fn config_cmd_id(&self) -> u32 {
+        match self.status {
+            HintStatus::Requested => self.cmd_id,
+            HintStatus::Done => VIRTIO_BALLOON_CMD_ID_DONE,
+            // While hints are arriving there is nothing to be announced.
+            // VIRTIO_BALLOON_CMD_ID_STOP happens to be what the C device has
+            // always left there.
+            HintStatus::Stop | HintStatus::Start => VIRTIO_BALLOON_CMD_ID_STOP,
+        }
+    }
+
+    /// Migration wants hints: begin a new round.
+    pub fn request(&mut self) {
+        self.cmd_id = self.cmd_id.checked_add(1).unwrap_or(CMD_ID_MIN);
+        self.status = HintStatus::Requested;
+    }
+
+    /// Hints are no longer of use.  Returns whether the driver has to be told.
+    pub fn stop(&mut self) -> bool {
+        self.set_status(HintStatus::Stop)
+    }
+
+    /// The driver can have its pages back.  Returns whether it has to be told.
+    pub fn done(&mut self) -> bool {
+        self.set_status(HintStatus::Done)
+    }
+
+    fn set_status(&mut self, status: HintStatus) -> bool {
+        std::mem::replace(&mut self.status, status) != status
+    }
+
+    /// The driver has sent a command ID: that of the round which was requested,
+    /// to start it; or, anything, to end the current one.  Stopping only when
+    /// hinting has started avoids that a stale stop of the previous round has
+    /// an effect on the next.
+    pub fn command(&mut self, id: u32) {
+        match self.status {
+            HintStatus::Requested if id == self.cmd_id => self.status = HintStatus::Start,
+            HintStatus::Start => self.status = HintStatus::Stop,
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round() {
+        let mut h = Hinting::default();
+        assert_eq!(h.config_cmd_id(), VIRTIO_BALLOON_CMD_ID_STOP);
+
+        h.request();
+        let id = h.config_cmd_id();
+        assert_eq!(id, CMD_ID_MIN + 1);
+        assert!(!h.is_hinting());
+
+        h.command(id);
+        assert!(h.is_hinting());
+        h.command(VIRTIO_BALLOON_CMD_ID_STOP);
+        assert!(!h.is_hinting());
+        assert_eq!(h.status(), HintStatus::Stop);
+
+        assert!(h.done());
+        assert!(!h.done());
+        assert_eq!(h.config_cmd_id(), VIRTIO_BALLOON_CMD_ID_DONE);
+    }
+
+    #[test]
+    fn ids_wrap_to_the_minimum() {
+        let mut h = Hinting::new(HintStatus::Done, u32::MAX - 1);
+        h.request();
+        assert_eq!(h.config_cmd_id(), u32::MAX);
+        h.request();
+        assert_eq!(h.config_cmd_id(), CMD_ID_MIN);
+    }
+
+    #[test]
+    fn stale_commands_are_ignored() {
+        let mut h = Hinting::default();
+        h.request();
+        let first = h.cmd_id();
+        h.stop();
+        h.request();
+
+        h.command(VIRTIO_BALLOON_CMD_ID_STOP);
+        assert_eq!(h.status(), HintStatus::Requested);
+        h.command(first);
+        assert_eq!(h.status(), HintStatus::Requested);
+        h.command(h.cmd_id());
+        assert_eq!(h.status(), HintStatus::Start);
+    }
+
+    #[test]
+    fn commands_do_not_end_stop_or_done() {
+        for status in [HintStatus::Stop, HintStatus::Done] {
+            for id in [0, 1, CMD_ID_MIN, u32::MAX] {
+                let mut h = Hinting::new(status, CMD_ID_MIN);
+                h.command(id);
+                assert_eq!(h.status(), status);
+            }
+        }
+    }
+
+    #[test]
+    fn stop_in_each_state() {
+        for n in 0..4 {
+            let status = HintStatus::try_from(n).unwrap();
+            let mut h = Hinting::new(status, CMD_ID_MIN);
+            assert_eq!(h.stop(), status != HintStatus::Stop);
+            assert_eq!(h.status(), HintStatus::Stop);
+        }
+        assert_eq!(HintStatus::try_from(4), Err(4));
+    }
+}

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! The device itself: properties, features, configuration space, life cycle
+
+use balloon_core::{
+    config::{config_size, Config},
+    features::{
+        has_feature, offered, VIRTIO_BALLOON_F_DEFLATE_ON_OOM, VIRTIO_BALLOON_F_FREE_PAGE_HINT,
+        VIRTIO_BALLOON_F_PAGE_POISON, VIRTIO_BALLOON_F_REPORTING,
+    },
+    pages::{pages_to_bytes, target_to_pages},
+};
+use bql::BqlCell;
+use hwcore::{
+    DeviceCategory, DeviceImpl, Link, MachineState, ResetType, ResettablePhasesImpl,
+};
+use ::migration::{
+    migration_in_bg_snapshot, migration_in_incoming_postcopy, VMStateDescription,
+};
+use qom::{prelude::*, InstanceInitFn, ObjectImpl, ObjectProperty, ParentField};
+use system::{
+    qapi_event_send_balloon_change, ram_block_discard_is_disabled, BalloonDevice, BalloonHandler,
+    IOThread,
+};
+use util::{ensure, Result};
+use virtio::{
+    events::{
+        trace_virtio_balloon_get_config, trace_virtio_balloon_set_config,
+        trace_virtio_balloon_to_target,
+    },
+    virtio_device_type, virtio_vmstate, VirtIODevice, VirtioDeviceClass, VirtioDeviceImpl,
+    VirtioDeviceMethods, VirtioRealize,
+};
+
+use crate::{
+    hinting::FreePageHinting, migration::VMSTATE_BALLOON, stats::GuestStats, TYPE_VIRTIO_BALLOON,
+};
+
+/// Virtio device ID of the "traditional" memory balloon
+const VIRTIO_ID_BALLOON: u16 = 5;
+
+/// Size of the queues for inflating, deflating and statistics
+const QUEUE_SIZE: u16 = 128;
+/// Size of the queue for hints
+const HINT_QUEUE_SIZE: u16 = 1024;
+/// Size of the queue for reports
+const REPORTING_QUEUE_SIZE: u16 = 32;
+
+/// Index of the queue for pages that go into the balloon
+pub(crate) const INFLATE_QUEUE: u16 = 0;
+/// Index of the queue for pages that leave the balloon
+pub(crate) const DEFLATE_QUEUE: u16 = 1;
+/// Index of the queue for statistics
+pub(crate) const STATS_QUEUE: u16 = 2;
+
+/// The device status bit with which the driver declares that it is ready
+const VIRTIO_CONFIG_S_DRIVER_OK: u8 = 4;
+
+/// A virtio memory balloon
+#[repr(C)]
+#[derive(qom::Object, hwcore::Device)]
+pub struct VirtIOBalloon {
+    parent_obj: ParentField<VirtIODevice>,
+
+    /// The optional features that the user wants to be offered
+    #[property(rename = "deflate-on-oom", bit = VIRTIO_BALLOON_F_DEFLATE_ON_OOM, default = false)]
+    #[property(rename = "free-page-hint", bit = VIRTIO_BALLOON_F_FREE_PAGE_HINT, default = false)]
+    #[property(rename = "page-poison", bit = VIRTIO_BALLOON_F_PAGE_POISON, default = true)]
+    #[property(rename = "free-page-reporting", bit = VIRTIO_BALLOON_F_REPORTING, default = false)]
+    host_features: u32,
+
+    /// QEMU 4.0 changed the size of the configuration space by accident, even
+    /// without `free-page-hint`, and broke migration from and to QEMU 3.1.
+    /// This property keeps the quirk for the machine types of QEMU 4.0.
+    #[property(rename = "qemu-4-0-config-size", default = false)]
+    qemu_4_0_config_size: bool,
+
+    #[property(rename = "iothread")]
+    pub(crate) iothread: Link<IOThread>,
+
+    /// How many pages the user wants to be in the balloon
+    pub(crate) num_pages: BqlCell<u32>,
+    /// How many pages are in the balloon, according to the driver
+    pub(crate) actual: BqlCell<u32>,
+    /// What the guest fills free pages with, if it has negotiated to tell
+    pub(crate) poison_val: BqlCell<u32>,
+
+    pub(crate) stats: GuestStats,
+    pub(crate) hinting: FreePageHinting,
+    handler: BalloonHandler,
+}
+
+virtio_device_type!(VirtIOBalloon, TYPE_VIRTIO_BALLOON);
+
+impl VirtIOBalloon {
+    fn offers(&self, feature: u32) -> bool {
+        has_feature(self.host_features, feature)
+    }
+
+    /// Whether discarding memory would do harm: if it is pinned, in postcopy,
+    /// and while a background snapshot is taken.
+    pub(crate) fn discard_inhibited() -> bool {
+        ram_block_discard_is_disabled()
+            || migration_in_incoming_postcopy()
+            || migration_in_bg_snapshot()
+    }
+
+    fn ram_size() -> u64 {
+        MachineState::current().map_or(0, MachineState::current_ram_size)
+    }
+
+    fn config_size(&self) -> usize {
+        config_size(self.host_features, self.qemu_4_0_config_size)
+    }
+
+    fn realize(&self, queues: &mut VirtioRealize<'_, Self>) -> Result<()> {
+        ensure!(
+            self.handler.register(self).is_ok(),
+            "Only one balloon device is supported"
+        );
+        let hint = self.offers(VIRTIO_BALLOON_F_FREE_PAGE_HINT);
+        if hint && !self.iothread.is_set() {
+            self.handler.unregister();
+            return Err(util::Error::msg(
+                "'free-page-hint' requires 'iothread' to be set",
+            ));
+        }
+
+        queues.add_queue(QUEUE_SIZE, &Self::handle_inflate);
+        queues.add_queue(QUEUE_SIZE, &Self::handle_deflate);
+        queues.add_queue(QUEUE_SIZE, &Self::handle_stats);
+        if hint {
+            let queue = queues.add_queue(HINT_QUEUE_SIZE, &Self::handle_hints);
+            self.start_hinting(queue);
+        }
+        if self.offers(VIRTIO_BALLOON_F_REPORTING) {
+            queues.add_queue(REPORTING_QUEUE_SIZE, &Self::handle_reports);
+        }
+        self.stats.reset();
+        Ok(())
+    }
+
+    fn unrealize(&self) {
+        self.stop_hinting();
+        self.stop_polling_stats();
+        self.stats.drop_element();
+        self.handler.unregister();
+    }
+
+    fn get_features(&self, requested: u64) -> Result<u64> {
+        Ok(offered(requested, self.host_features))
+    }
+
+    fn get_config(&self, data: &mut [u8]) {
+        let config = Config {
+            num_pages: self.num_pages.get(),
+            actual: self.actual.get(),
+            free_page_hint_cmd_id: self.hinting.config_cmd_id(),
+            poison_val: self.poison_val.get(),
+        };
+        trace_virtio_balloon_get_config(config.num_pages, config.actual);
+        config.write_to(data);
+    }
+
+    fn set_config(&self, data: &[u8]) {
+        let config = Config::read_from(data);
+        let old_actual = self.actual.replace(config.actual);
+
+        if config.actual != old_actual {
+            qapi_event_send_balloon_change(self.balloon_actual());
+        }
+        self.poison_val
+            .set(if self.has_feature(VIRTIO_BALLOON_F_PAGE_POISON) {
+                config.poison_val
+            } else {
+                0
+            });
+        trace_virtio_balloon_set_config(config.actual, old_actual);
+    }
+
+    fn reset(&self) {
+        self.reset_hinting();
+        self.stats.unpop_element();
+        self.poison_val.set(0);
+    }
+
+    /// The driver resets a single queue: what was taken from it must not be
+    /// put into the new one.
+    fn queue_reset(&self, queue: u32) {
+        if queue == u32::from(STATS_QUEUE) {
+            self.stats.drop_element();
+        }
+        self.reset_hint_queue(queue);
+    }
+
+    fn set_status(&self, status: u8) {
+        if self.vm_running() {
+            if status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
+                self.recover_stats();
+            }
+            self.resume_hinting();
+        } else {
+            self.suspend_hinting();
+        }
+    }
+
+    fn reset_enter(&self, typ: ResetType) {
+        // Statistics stay valid when the guest wakes up from suspend.
+        if typ != ResetType::RESET_TYPE_WAKEUP {
+            self.stats.reset();
+        }
+    }
+
+    fn class_init(klass: &mut VirtioDeviceClass) {
+        klass.class_init::<Self>();
+        klass
+            .parent
+            .set_category(DeviceCategory::DEVICE_CATEGORY_MISC);
+    }
+}
+
+impl BalloonDevice for VirtIOBalloon {
+    fn balloon_to_target(&self, target: u64) {
+        let ram_size = Self::ram_size();
+        let target = target.min(ram_size);
+
+        if target != 0 {
+            self.num_pages.set(target_to_pages(ram_size, target));
+            self.notify_config();
+        }
+        trace_virtio_balloon_to_target(target, self.num_pages.get());
+    }
+
+    fn balloon_actual(&self) -> u64 {
+        // The driver is free to claim that more than all memory is in the
+        // balloon; it only makes a fool of itself with the user.
+        Self::ram_size().wrapping_sub(pages_to_bytes(self.actual.get()))
+    }
+}
+
+impl ObjectImpl for VirtIOBalloon {
+    type ParentType = VirtIODevice;
+
+    const INSTANCE_INIT: Option<InstanceInitFn<Self>> = hwcore::instance_init!(VirtIOBalloon {
+        parent: [parent_obj],
+        properties: [host_features, qemu_4_0_config_size, iothread],
+        num_pages: BqlCell::new(0),
+        actual: BqlCell::new(0),
+        poison_val: BqlCell::new(0),
+        stats: GuestStats::default(),
+        hinting: FreePageHinting::default(),
+        handler: BalloonHandler::new(),
+    });
+    const CLASS_INIT: fn(&mut Self::Class) = Self::class_init;
+    const OBJECT_PROPERTIES: &'static [ObjectProperty<Self>] = &[
+        ObjectProperty::new(c"guest-stats", c"guest statistics").getter(&Self::get_stats),
+        ObjectProperty::new(c"guest-stats-polling-interval", c"int")
+            .getter(&Self::get_poll_interval)
+            .setter(&Self::set_poll_interval),
+    ];
+}
+
+impl DeviceImpl for VirtIOBalloon {
+    const VMSTATE: Option<VMStateDescription<Self>> = Some(virtio_vmstate(c"virtio-balloon", 1));
+}
+
+impl ResettablePhasesImpl for VirtIOBalloon {
+    const ENTER: Option<fn(&Self, ResetType)> = Some(Self::reset_enter);
+}
+
+impl VirtioDeviceImpl for VirtIOBalloon {
+    const DEVICE_ID: u16 = VIRTIO_ID_BALLOON;
+    const CONFIG_SIZE: fn(&Self) -> usize = Self::config_size;
+    const REALIZE: fn(&Self, &mut VirtioRealize<'_, Self>) -> Result<()> = Self::realize;
+    const UNREALIZE: Option<fn(&Self)> = Some(Self::unrealize);
+    const GET_FEATURES: fn(&Self, u64) -> Result<u64> = Self::get_features;
+    const GET_CONFIG: Option<fn(&Self, &mut [u8])> = Some(Self::get_config);
+    const SET_CONFIG: Option<fn(&Self, &[u8])> = Some(Self::set_config);
+    const RESET: Option<fn(&Self)> = Some(Self::reset);
+    const QUEUE_RESET: Option<fn(&Self, u32)> = Some(Self::queue_reset);
+    const SET_STATUS: Option<fn(&Self, u8)> = Some(Self::set_status);
+    const VIRTIO_VMSTATE: Option<VMStateDescription<Self>> = Some(VMSTATE_BALLOON);
+}

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! Migration format; the same as that of the C implementation
+
+use balloon_core::{
+    features::{VIRTIO_BALLOON_F_FREE_PAGE_HINT, VIRTIO_BALLOON_F_PAGE_POISON},
+    hinting::{HintStatus, Hinting},
+};
+use migration::{
+    vmstate_fields, vmstate_of, vmstate_subsections, Infallible, InvalidError, VMStateDescription,
+    VMStateDescriptionBuilder,
+};
+use virtio::VirtioDeviceMethods;
+
+use crate::device::VirtIOBalloon;
+
+impl VirtIOBalloon {
+    fn post_load(&self, _version_id: u8) -> Result<(), Infallible> {
+        self.stats.rearm_timer();
+        Ok(())
+    }
+
+    fn hinting_needed(&self) -> bool {
+        self.has_feature(VIRTIO_BALLOON_F_FREE_PAGE_HINT)
+    }
+
+    fn hinting_pre_save(&self) -> Result<(), Infallible> {
+        let state = self.hinting.state();
+        self.hinting.migrated_cmd_id.set(state.cmd_id());
+        self.hinting.migrated_status.set(state.status() as u32);
+        Ok(())
+    }
+
+    fn hinting_post_load(&self, _version_id: u8) -> Result<(), InvalidError> {
+        let status =
+            HintStatus::try_from(self.hinting.migrated_status.get()).map_err(|_| InvalidError)?;
+        self.hinting
+            .set_state(Hinting::new(status, self.hinting.migrated_cmd_id.get()));
+        Ok(())
+    }
+
+    fn page_poison_needed(&self) -> bool {
+        self.has_feature(VIRTIO_BALLOON_F_PAGE_POISON)
+    }
+}
+
+static VMSTATE_FREE_PAGE_HINT: VMStateDescription<VirtIOBalloon> =
+    VMStateDescriptionBuilder::<VirtIOBalloon>::new()
+        // hinting was once called reporting
+        .name(c"virtio-balloon-device/free-page-report")
+        .version_id(1)
+        .minimum_version_id(1)
+        .needed(&VirtIOBalloon::hinting_needed)
+        .pre_save(&VirtIOBalloon::hinting_pre_save)
+        .post_load(&VirtIOBalloon::hinting_post_load)
+        .fields(vmstate_fields! {
+            vmstate_of!(VirtIOBalloon, hinting.migrated_cmd_id),
+            vmstate_of!(VirtIOBalloon, hinting.migrated_status),
+        })
+        .build();
+
+static VMSTATE_PAGE_POISON: VMStateDescription<VirtIOBalloon> =
+    VMStateDescriptionBuilder::<VirtIOBalloon>::new()
+        .name(c"virtio-balloon-device/page-poison")
+        .version_id(1)
+        .minimum_version_id(1)
+        .needed(&VirtIOBalloon::page_poison_needed)
+        .fields(vmstate_fields! {
+            vmstate_of!(VirtIOBalloon, poison_val),
+        })
+        .build();
+
+pub(crate) const VMSTATE_BALLOON: VMStateDescription<VirtIOBalloon> =
+    VMStateDescriptionBuilder::<VirtIOBalloon>::new()
+        .name(c"virtio-balloon-device")
+        .version_id(1)
+        .minimum_version_id(1)
+        .post_load(&VirtIOBalloon::post_load)
+        .fields(vmstate_fields! {
+            vmstate_of!(VirtIOBalloon, num_pages),
+            vmstate_of!(VirtIOBalloon, actual),
+        })
+        .subsections(vmstate_subsections!(
+            VMSTATE_FREE_PAGE_HINT,
+            VMSTATE_PAGE_POISON,
+        ))
+        .build();

@@ -1,0 +1,486 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! Bindings for the `virtio-device` class
+
+use std::{
+    ffi::{c_int, c_uint, CStr, CString},
+    ptr::{addr_of, NonNull},
+    slice,
+};
+
+pub use bindings::VirtioDeviceClass;
+use common::{callbacks::FnCall, Opaque, Zeroable};
+use hwcore::{DeviceImpl, DeviceState};
+use migration::{
+    bindings::{VMStateField, VMStateFlags},
+    vmstate_fields_ref, VMStateDescription, VMStateDescriptionBuilder,
+};
+use qom::{prelude::*, Owned};
+use util::{Error, Result};
+
+use crate::{bindings, queue::VirtQueue};
+
+/// A safe wrapper around [`bindings::VirtIODevice`].
+#[repr(transparent)]
+#[derive(Debug, common::Wrapper)]
+pub struct VirtIODevice(Opaque<bindings::VirtIODevice>);
+
+// SAFETY: like for DeviceState, all of its functions check for the BQL or can
+// be called from any thread
+unsafe impl Send for VirtIODevice {}
+// SAFETY: see above
+unsafe impl Sync for VirtIODevice {}
+
+// SAFETY: the struct, the class struct and the name are those of the C type
+unsafe impl ObjectType for VirtIODevice {
+    type Class = VirtioDeviceClass;
+    const TYPE_NAME: &'static CStr = c"virtio-device";
+}
+
+qom_isa!(VirtIODevice: DeviceState, Object);
+
+/// Declare the QOM type of a virtio device: a struct whose first field is a
+/// `ParentField<VirtIODevice>`, and that uses [`VirtioDeviceClass`] as its
+/// class struct.
+///
+/// ```ignore
+/// virtio_device_type!(VirtIOFoo, c"virtio-foo-device");
+/// ```
+#[macro_export]
+macro_rules! virtio_device_type {
+    ($t:ident, $name:expr) => {
+        ::common::assert_same_type!(
+            <$t as ::qom::ObjectImpl>::ParentType,
+            $crate::VirtIODevice
+        );
+
+        // SAFETY: derive(Object), without which the type would not be
+        // registered, checks that the struct is repr(C) and starts with the
+        // parent type of ObjectImpl; which is VirtIODevice according to the
+        // assertion above.  The type uses the parent's class struct, and the
+        // name under which it is registered is TYPE_NAME itself.
+        unsafe impl ::qom::ObjectType for $t {
+            type Class = $crate::VirtioDeviceClass;
+            const TYPE_NAME: &'static ::std::ffi::CStr = $name;
+        }
+
+        ::qom::qom_isa!($t: $crate::VirtIODevice, ::hwcore::DeviceState, ::qom::Object);
+    };
+}
+
+/// Passed to [`VirtioDeviceImpl::REALIZE`]; lets the device add its queues,
+/// which is only possible at that time.
+pub struct VirtioRealize<'a, T: VirtioDeviceImpl> {
+    dev: &'a T,
+    count: u16,
+}
+
+impl<T: VirtioDeviceImpl> VirtioRealize<'_, T> {
+    /// Add a queue that has room for `size` elements, unless the driver
+    /// reduces it; `handler` is called when the driver has made elements
+    /// available.  Returns the index of the queue.
+    ///
+    /// # Panics
+    ///
+    /// Panics if there are too many queues, or `size` is 0 or larger than
+    /// 1024.
+    pub fn add_queue<F>(&mut self, size: u16, _handler: &F) -> u16
+    where
+        F: for<'a> FnCall<(&'a T, VirtQueue<'a>)>,
+    {
+        /// # Safety
+        ///
+        /// `vdev` must be a `T`.
+        unsafe extern "C" fn rust_handle_output<
+            T: VirtioDeviceImpl,
+            F: for<'a> FnCall<(&'a T, VirtQueue<'a>)>,
+        >(
+            vdev: *mut bindings::VirtIODevice,
+            vq: *mut bindings::VirtQueue,
+        ) {
+            let state = NonNull::new(vdev).unwrap().cast::<T>();
+            // SAFETY: the handler was registered for a queue of a T, and is
+            // called with that queue.
+            unsafe {
+                F::call((
+                    state.as_ref(),
+                    VirtQueue::new(VirtIODevice::from_raw(vdev), NonNull::new(vq).unwrap()),
+                ))
+            }
+        }
+
+        const { assert!(F::IS_SOME) };
+        assert!(size > 0 && u32::from(size) <= bindings::VIRTQUEUE_MAX_SIZE);
+        assert!(u32::from(self.count) < bindings::VIRTIO_QUEUE_MAX);
+
+        // SAFETY: virtio_init() was called before the device got `self`, and
+        // the sizes were checked above
+        unsafe {
+            bindings::virtio_add_queue(
+                self.dev.upcast::<VirtIODevice>().as_mut_ptr(),
+                c_int::from(size),
+                Some(rust_handle_output::<T, F>),
+            );
+        }
+        self.count += 1;
+        self.count - 1
+    }
+}
+
+/// Trait providing the contents of [`VirtioDeviceClass`].
+///
+/// All functions are called with the big QEMU lock taken.
+///
+/// Devices that implement the trait are objects of their own, created with
+/// `object_new()`; C code could not embed them in another object because it
+/// does not know their size.
+pub trait VirtioDeviceImpl: DeviceImpl + IsA<VirtIODevice> {
+    /// The virtio device ID (virtio 1.3, section 5)
+    const DEVICE_ID: u16;
+
+    /// The size of the configuration space in bytes.  Evaluated once, when
+    /// the device is realized.
+    const CONFIG_SIZE: fn(&Self) -> usize;
+
+    /// Called when the device is realized, after `virtio_init()`.  If it fails,
+    /// the queues that were added are removed again; the function has to undo
+    /// only what it has done by itself.
+    const REALIZE: fn(&Self, &mut VirtioRealize<'_, Self>) -> Result<()>;
+
+    /// Called when the device is unrealized.  The device has to give up all
+    /// elements and references to itself here.  The queues are removed
+    /// afterwards.
+    const UNREALIZE: Option<fn(&Self)> = None;
+
+    /// Return the features that the device offers: those that it gets (which
+    /// the transport and common code support), and the device's own.
+    const GET_FEATURES: fn(&Self, u64) -> Result<u64>;
+
+    /// Write the contents of the configuration space into the argument, which
+    /// has the size that [`CONFIG_SIZE`](Self::CONFIG_SIZE) returned.
+    const GET_CONFIG: Option<fn(&Self, &mut [u8])> = None;
+
+    /// The driver has written to the configuration space.  The argument is
+    /// what the whole of it contains now, including the fields that the driver
+    /// is not supposed to write.
+    const SET_CONFIG: Option<fn(&Self, &[u8])> = None;
+
+    /// The device is reset: by the driver, or together with the machine.  The
+    /// device has to give up all elements, because the queues are reset
+    /// afterwards.
+    const RESET: Option<fn(&Self)> = None;
+
+    /// A single queue is reset by the driver (`VIRTIO_F_RING_RESET`).  The
+    /// device has to give up all elements of the queue.
+    const QUEUE_RESET: Option<fn(&Self, u32)> = None;
+
+    /// The driver has written the device status field, or the VM was started
+    /// or stopped.  The argument is the new value.
+    const SET_STATUS: Option<fn(&Self, u8)> = None;
+
+    /// Migration format of the device itself.  What is common to all virtio
+    /// devices goes into [`DeviceImpl::VMSTATE`], see [`virtio_vmstate`].
+    const VIRTIO_VMSTATE: Option<VMStateDescription<Self>> = None;
+}
+
+/// # Safety
+///
+/// `dev` must be a `T`; only called through the vtable of `T`.
+unsafe extern "C" fn rust_virtio_realize_fn<T: VirtioDeviceImpl>(
+    dev: *mut hwcore::bindings::DeviceState,
+    errp: *mut *mut util::bindings::Error,
+) {
+    let vdev = dev.cast::<bindings::VirtIODevice>();
+    // SAFETY: QEMU calls the function on a T, and virtio_device_realize() does
+    // so once in the life of a realized device
+    let result = unsafe {
+        let state = NonNull::new(dev).unwrap().cast::<T>().as_ref();
+        bindings::virtio_init(vdev, T::DEVICE_ID, T::CONFIG_SIZE(state));
+
+        let mut realize = VirtioRealize {
+            dev: state,
+            count: 0,
+        };
+        let result = <T as VirtioDeviceImpl>::REALIZE(state, &mut realize);
+        if result.is_err() {
+            rust_virtio_cleanup(vdev);
+        }
+        result
+    };
+    // SAFETY: errp is an Error** as specified by qapi/error.h
+    unsafe {
+        Error::ok_or_propagate(result, errp);
+    }
+}
+
+/// # Safety
+///
+/// `dev` must be a `T`; only called through the vtable of `T`.
+unsafe extern "C" fn rust_virtio_unrealize_fn<T: VirtioDeviceImpl>(
+    dev: *mut hwcore::bindings::DeviceState,
+) {
+    // SAFETY: QEMU calls the function on a T that was realized
+    unsafe {
+        let state = NonNull::new(dev).unwrap().cast::<T>();
+        if let Some(unrealize) = T::UNREALIZE {
+            unrealize(state.as_ref());
+        }
+        rust_virtio_cleanup(dev.cast::<bindings::VirtIODevice>());
+    }
+}
+
+/// Undo `virtio_init()` and remove all queues.
+///
+/// # Safety
+///
+/// `vdev` must be valid, and `virtio_init()` must have been called.
+unsafe fn rust_virtio_cleanup(vdev: *mut bindings::VirtIODevice) {
+    // SAFETY: virtio_init() has allocated the queues, and the index is less
+    // than their number.  The memory of the queues is only freed when the
+    // device is finalized.
+    unsafe {
+        for n in (0..bindings::virtio_get_num_queues(vdev)).rev() {
+            bindings::virtio_del_queue(vdev, n);
+        }
+        bindings::virtio_cleanup(vdev);
+    }
+}
+
+/// # Safety
+///
+/// `vdev` must be a `T`; only called through the vtable of `T`.
+unsafe extern "C" fn rust_get_features_fn<T: VirtioDeviceImpl>(
+    vdev: *mut bindings::VirtIODevice,
+    features: u64,
+    errp: *mut *mut util::bindings::Error,
+) -> u64 {
+    let state = NonNull::new(vdev).unwrap().cast::<T>();
+    // SAFETY: QEMU calls the function on a T, with an Error** as specified by
+    // qapi/error.h
+    unsafe {
+        let result = T::GET_FEATURES(state.as_ref(), features);
+        Error::ok_or_propagate(result, errp).unwrap_or(features)
+    }
+}
+
+/// # Safety
+///
+/// `vdev` must be a `T`; only called through the vtable of `T`.
+unsafe extern "C" fn rust_get_config_fn<T: VirtioDeviceImpl>(
+    vdev: *mut bindings::VirtIODevice,
+    config: *mut u8,
+) {
+    let state = NonNull::new(vdev).unwrap().cast::<T>();
+    // SAFETY: QEMU calls the function on a T.  All callers pass either
+    // vdev->config or a buffer of the same size, and do not access it
+    // otherwise until the function returns; the buffer was initialized.
+    unsafe {
+        let data = slice::from_raw_parts_mut(config, (*vdev).config_len);
+        T::GET_CONFIG.unwrap()(state.as_ref(), data);
+    }
+}
+
+/// # Safety
+///
+/// `vdev` must be a `T`; only called through the vtable of `T`.
+unsafe extern "C" fn rust_set_config_fn<T: VirtioDeviceImpl>(
+    vdev: *mut bindings::VirtIODevice,
+    config: *const u8,
+) {
+    let state = NonNull::new(vdev).unwrap().cast::<T>();
+    // SAFETY: see rust_get_config_fn.  The data is copied because the device
+    // may cause vdev->config to be written.
+    unsafe {
+        let data = slice::from_raw_parts(config, (*vdev).config_len).to_vec();
+        T::SET_CONFIG.unwrap()(state.as_ref(), &data);
+    }
+}
+
+/// # Safety
+///
+/// `vdev` must be a `T`; only called through the vtable of `T`.
+unsafe extern "C" fn rust_reset_fn<T: VirtioDeviceImpl>(vdev: *mut bindings::VirtIODevice) {
+    let state = NonNull::new(vdev).unwrap().cast::<T>();
+    // SAFETY: QEMU calls the function on a T
+    T::RESET.unwrap()(unsafe { state.as_ref() });
+}
+
+/// # Safety
+///
+/// `vdev` must be a `T`; only called through the vtable of `T`.
+unsafe extern "C" fn rust_queue_reset_fn<T: VirtioDeviceImpl>(
+    vdev: *mut bindings::VirtIODevice,
+    queue_index: u32,
+) {
+    let state = NonNull::new(vdev).unwrap().cast::<T>();
+    // SAFETY: QEMU calls the function on a T
+    T::QUEUE_RESET.unwrap()(unsafe { state.as_ref() }, queue_index);
+}
+
+/// # Safety
+///
+/// `vdev` must be a `T`; only called through the vtable of `T`.
+unsafe extern "C" fn rust_set_status_fn<T: VirtioDeviceImpl>(
+    vdev: *mut bindings::VirtIODevice,
+    status: u8,
+) -> c_int {
+    let state = NonNull::new(vdev).unwrap().cast::<T>();
+    // SAFETY: QEMU calls the function on a T
+    T::SET_STATUS.unwrap()(unsafe { state.as_ref() }, status);
+    0
+}
+
+impl VirtioDeviceClass {
+    /// Fill in the virtual methods of `VirtioDeviceClass` based on the
+    /// definitions in the [`VirtioDeviceImpl`] trait.
+    pub fn class_init<T: VirtioDeviceImpl>(&mut self) {
+        // virtio_device_realize() must not be overridden
+        const { assert!(<T as DeviceImpl>::REALIZE.is_none()) };
+
+        self.realize = Some(rust_virtio_realize_fn::<T>);
+        self.unrealize = Some(rust_virtio_unrealize_fn::<T>);
+        self.get_features = Some(rust_get_features_fn::<T>);
+        if T::GET_CONFIG.is_some() {
+            self.get_config = Some(rust_get_config_fn::<T>);
+        }
+        if T::SET_CONFIG.is_some() {
+            self.set_config = Some(rust_set_config_fn::<T>);
+        }
+        if T::RESET.is_some() {
+            self.reset = Some(rust_reset_fn::<T>);
+        }
+        if T::QUEUE_RESET.is_some() {
+            self.queue_reset = Some(rust_queue_reset_fn::<T>);
+        }
+        if T::SET_STATUS.is_some() {
+            self.set_status = Some(rust_set_status_fn::<T>);
+        }
+        if let Some(ref vmsd) = T::VIRTIO_VMSTATE {
+            self.vmsd = vmsd.as_ref();
+        }
+        self.parent.class_init::<T>();
+    }
+}
+
+/// The equivalent of `VMSTATE_VIRTIO_DEVICE`: transport, queues, and then what
+/// [`VirtioDeviceImpl::VIRTIO_VMSTATE`] describes.  Must be applied to the
+/// `VirtIODevice` itself, which is at offset zero of the device.
+const VMSTATE_VIRTIO_DEVICE: VMStateField = VMStateField {
+    name: c"virtio".as_ptr(),
+    info: addr_of!(bindings::virtio_vmstate_info),
+    flags: VMStateFlags::VMS_SINGLE,
+    ..Zeroable::ZERO
+};
+
+static VMSTATE_VIRTIO_FIELDS: &[VMStateField] = vmstate_fields_ref!(VMSTATE_VIRTIO_DEVICE);
+
+/// The value for [`DeviceImpl::VMSTATE`] of a virtio device.  `name` identifies
+/// the device in the migration stream.
+pub const fn virtio_vmstate<T: VirtioDeviceImpl>(
+    name: &'static CStr,
+    version_id: u8,
+) -> VMStateDescription<T> {
+    VMStateDescriptionBuilder::<T>::new()
+        .name(name)
+        .version_id(version_id)
+        .minimum_version_id(version_id)
+        .fields(VMSTATE_VIRTIO_FIELDS)
+        .build()
+}
+
+/// Trait for methods of [`VirtIODevice`] and its subclasses.
+pub trait VirtioDeviceMethods: ObjectDeref
+where
+    Self::Target: IsA<VirtIODevice>,
+{
+    /// Whether the driver has accepted a feature; false for feature bits that
+    /// do not exist.
+    fn has_feature(&self, bit: u32) -> bool {
+        // SAFETY: a plain field of a valid struct, modified under the BQL
+        let features = unsafe { *guest_features(self.upcast::<VirtIODevice>()) };
+        features.checked_shr(bit).is_some_and(|f| f & 1 != 0)
+    }
+
+    /// Whether the VM is running, as far as virtio devices are concerned
+    fn vm_running(&self) -> bool {
+        assert!(bql::is_locked());
+        // SAFETY: a plain field of a valid struct, modified under the BQL
+        unsafe { (*self.upcast::<VirtIODevice>().as_ptr()).vm_running }
+    }
+
+    /// Whether multi-byte values in the queues are big endian: never after
+    /// `VIRTIO_F_VERSION_1` was negotiated, else it depends on the guest.
+    fn is_big_endian(&self) -> bool {
+        assert!(bql::is_locked());
+        // SAFETY: a plain field of a valid struct, modified under the BQL
+        let endian = unsafe { (*self.upcast::<VirtIODevice>().as_ptr()).device_endian };
+
+        !self.has_feature(bindings::VIRTIO_F_VERSION_1)
+            && c_uint::from(endian)
+                == bindings::virtio_device_endian::VIRTIO_DEVICE_ENDIAN_BIG as c_uint
+    }
+
+    /// Tell the driver that the configuration space has changed.
+    fn notify_config(&self) {
+        assert!(bql::is_locked());
+        // SAFETY: the device is valid
+        unsafe { bindings::virtio_notify_config(self.upcast::<VirtIODevice>().as_mut_ptr()) }
+    }
+
+    /// The driver has violated the specification: report it and stop using the
+    /// queues until the device is reset.  The equivalent of `virtio_error()`.
+    fn error(&self, msg: &str) {
+        assert!(bql::is_locked());
+        let msg = CString::new(msg).unwrap_or_default();
+        // SAFETY: the format consumes exactly one NUL-terminated string
+        unsafe {
+            bindings::virtio_error(
+                self.upcast::<VirtIODevice>().as_mut_ptr(),
+                c"%s".as_ptr(),
+                msg.as_ptr(),
+            );
+        }
+    }
+
+    /// Return a new reference to the device, which keeps it from being freed
+    /// until the reference is dropped.
+    fn to_owned_ref(&self) -> Owned<Self::Target>
+    where
+        Self::Target: VirtioDeviceImpl,
+    {
+        // SAFETY: see the requirements of VirtioDeviceImpl
+        unsafe { Owned::from(self) }
+    }
+
+    /// The queue with the given index, which [`VirtioRealize::add_queue`] has
+    /// returned; `None` if the device is not realized (anymore).
+    fn queue(&self, index: u16) -> Option<VirtQueue<'_>>
+    where
+        Self::Target: VirtioDeviceImpl,
+    {
+        assert!(bql::is_locked());
+        let vdev: &VirtIODevice = self.upcast();
+
+        // SAFETY: virtio_get_queue() computes the address of an element of
+        // vdev->vq, which exists from virtio_init() until the device is
+        // finalized.  Queues have a nonzero size until they are removed, and
+        // are consecutive, so the index is in bounds.
+        unsafe {
+            let ptr = vdev.as_mut_ptr();
+            if (*ptr).vq.is_null() || i32::from(index) >= bindings::virtio_get_num_queues(ptr) {
+                return None;
+            }
+            let vq = bindings::virtio_get_queue(ptr, i32::from(index));
+            Some(VirtQueue::new(vdev, NonNull::new(vq)?))
+        }
+    }
+}
+
+impl<R: ObjectDeref> VirtioDeviceMethods for R where R::Target: IsA<VirtIODevice> {}
+
+/// Address of the features that the driver has accepted
+fn guest_features(vdev: &VirtIODevice) -> *const u64 {
+    // SAFETY: only computes the address of a field.  All members of the union
+    // start with the first 64 bits.
+    unsafe { addr_of!((*vdev.as_ptr()).__bindgen_anon_2).cast::<u64>() }
+}

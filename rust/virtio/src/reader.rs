@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! Checked access to what the driver has sent
+
+use std::{ffi::c_void, marker::PhantomData};
+
+use crate::bindings;
+
+const BUF_SIZE: usize = 1024;
+
+/// Reads the buffers of an element from start to end, regardless of how the
+/// driver has divided the data into descriptors.  Multi-byte values are
+/// converted from the device's endianness.
+///
+/// The data is copied, so it cannot change after it was looked at.
+pub struct OutReader<'a> {
+    sg: *const bindings::iovec,
+    /// Number of entries left in `sg`
+    count: u32,
+    /// Bytes of the first entry that were copied already
+    offset: usize,
+    buf: [u8; BUF_SIZE],
+    /// The part of `buf` that was not consumed yet
+    start: usize,
+    end: usize,
+    big_endian: bool,
+    _marker: PhantomData<&'a bindings::iovec>,
+}
+
+macro_rules! impl_read {
+    ($name:ident, $t:ty) => {
+        /// Read an integer; `None` if there are not enough bytes left.
+        pub fn $name(&mut self) -> Option<$t> {
+            self.read_array().map(if self.big_endian {
+                <$t>::from_be_bytes
+            } else {
+                <$t>::from_le_bytes
+            })
+        }
+    };
+}
+
+impl OutReader<'_> {
+    /// # Safety
+    ///
+    /// `sg` must point to `count` entries that are mapped and do not change
+    /// for as long as the caller chooses the lifetime to be.
+    pub(crate) const unsafe fn new(
+        sg: *const bindings::iovec,
+        count: u32,
+        big_endian: bool,
+    ) -> Self {
+        Self {
+            sg,
+            count,
+            offset: 0,
+            buf: [0; BUF_SIZE],
+            start: 0,
+            end: 0,
+            big_endian,
+            _marker: PhantomData,
+        }
+    }
+
+    fn refill(&mut self) {
+        self.start = 0;
+        self.end = 0;
+        if self.count == 0 {
+            return;
+        }
+
+        // SAFETY: there are `count` valid entries, the offset is less than the
+        // size of the first, and the function copies at most BUF_SIZE bytes
+        let mut copied = unsafe {
+            bindings::iov_to_buf_full(
+                self.sg,
+                self.count,
+                self.offset,
+                self.buf.as_mut_ptr().cast::<c_void>(),
+                BUF_SIZE,
+            )
+        };
+        self.end = copied.min(BUF_SIZE);
+
+        while self.count > 0 {
+            // SAFETY: there is at least one entry left
+            let left = unsafe { (*self.sg).iov_len as usize } - self.offset;
+            if copied < left {
+                self.offset += copied;
+                break;
+            }
+            copied -= left;
+            self.offset = 0;
+            self.count -= 1;
+            // SAFETY: at most one past the end
+            self.sg = unsafe { self.sg.add(1) };
+        }
+    }
+
+    /// Read exactly `N` bytes; `None` if there are fewer left, in which case
+    /// they are skipped.
+    pub fn read_array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let mut out = [0; N];
+        let mut done = 0;
+        while done < N {
+            if self.start == self.end {
+                self.refill();
+                if self.end == 0 {
+                    return None;
+                }
+            }
+            let n = (N - done).min(self.end - self.start);
+            out[done..done + n].copy_from_slice(&self.buf[self.start..self.start + n]);
+            self.start += n;
+            done += n;
+        }
+        Some(out)
+    }
+
+    impl_read!(read_u16, u16);
+    impl_read!(read_u32, u32);
+    impl_read!(read_u64, u64);
+}
