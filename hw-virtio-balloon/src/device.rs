@@ -2,6 +2,7 @@
 
 //! The device itself: properties, features, configuration space, life cycle
 
+use ::migration::{migration_in_bg_snapshot, migration_in_incoming_postcopy, VMStateDescription};
 use balloon_core::{
     config::{config_size, Config},
     features::{
@@ -11,13 +12,8 @@ use balloon_core::{
     pages::{pages_to_bytes, target_to_pages},
 };
 use bql::BqlCell;
-use hwcore::{
-    DeviceCategory, DeviceImpl, Link, MachineState, ResetType, ResettablePhasesImpl,
-};
-use ::migration::{
-    migration_in_bg_snapshot, migration_in_incoming_postcopy, VMStateDescription,
-};
-use qom::{prelude::*, InstanceInitFn, ObjectImpl, ObjectProperty, ParentField};
+use hwcore::{DeviceCategory, DeviceImpl, Link, MachineState, ResetType, ResettablePhasesImpl};
+use qom::{InstanceInitFn, ObjectImpl, ObjectMethods, ObjectProperty, ParentField};
 use system::{
     qapi_event_send_balloon_change, ram_block_discard_is_disabled, BalloonDevice, BalloonHandler,
     IOThread,
@@ -46,11 +42,7 @@ const HINT_QUEUE_SIZE: u16 = 1024;
 /// Size of the queue for reports
 const REPORTING_QUEUE_SIZE: u16 = 32;
 
-/// Index of the queue for pages that go into the balloon
-pub(crate) const INFLATE_QUEUE: u16 = 0;
-/// Index of the queue for pages that leave the balloon
-pub(crate) const DEFLATE_QUEUE: u16 = 1;
-/// Index of the queue for statistics
+/// Index of the queue for statistics, after those for inflating and deflating
 pub(crate) const STATS_QUEUE: u16 = 2;
 
 /// The device status bit with which the driver declares that it is ready
@@ -111,6 +103,19 @@ impl VirtIOBalloon {
 
     fn config_size(&self) -> usize {
         config_size(self.host_features, self.qemu_4_0_config_size)
+    }
+
+    fn post_init(&self) {
+        // Not class properties: the proxies create aliases for all of those,
+        // but also for the following two.
+        self.add_property(
+            &ObjectProperty::new(c"guest-stats", c"guest statistics").getter(&Self::get_stats),
+        );
+        self.add_property(
+            &ObjectProperty::new(c"guest-stats-polling-interval", c"int")
+                .getter(&Self::get_poll_interval)
+                .setter(&Self::set_poll_interval),
+        );
     }
 
     fn realize(&self, queues: &mut VirtioRealize<'_, Self>) -> Result<()> {
@@ -251,13 +256,8 @@ impl ObjectImpl for VirtIOBalloon {
         hinting: FreePageHinting::default(),
         handler: BalloonHandler::new(),
     });
+    const INSTANCE_POST_INIT: Option<fn(&Self)> = Some(Self::post_init);
     const CLASS_INIT: fn(&mut Self::Class) = Self::class_init;
-    const OBJECT_PROPERTIES: &'static [ObjectProperty<Self>] = &[
-        ObjectProperty::new(c"guest-stats", c"guest statistics").getter(&Self::get_stats),
-        ObjectProperty::new(c"guest-stats-polling-interval", c"int")
-            .getter(&Self::get_poll_interval)
-            .setter(&Self::set_poll_interval),
-    ];
 }
 
 impl DeviceImpl for VirtIOBalloon {

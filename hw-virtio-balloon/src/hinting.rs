@@ -128,7 +128,7 @@ impl Shared {
 }
 
 /// The free page hinting part of the device
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct FreePageHinting {
     shared: Arc<Shared>,
     /// Set while the device is realized, and offers the feature
@@ -167,7 +167,8 @@ impl VirtIOBalloon {
     }
 
     fn hint_queue(&self) -> Option<VirtQueue<'_>> {
-        self.queue(self.hinting.queue_index()?)
+        let index = self.hinting.queue_index()?;
+        self.queue(index)
     }
 
     /// The device is realized, with the given queue for hints.

@@ -91,9 +91,7 @@ fn inflate_page(block: &RamBlock<'_>, offset: u64, partial: &mut PartialHostPage
     } else {
         // The piece of the host page cannot be discarded alone: wait until all
         // of the host page is in the balloon.
-        warn_once!(
-            "Balloon used with backing page size > 4kiB, this may not be reliable"
-        );
+        warn_once!("Balloon used with backing page size > 4kiB, this may not be reliable");
         partial.add(block.id(), offset, host_page_size)
     };
 

@@ -25,7 +25,7 @@ use virtio::{OutReader, VirtQueue, VirtQueueElement, VirtioDeviceMethods};
 use crate::device::{VirtIOBalloon, STATS_QUEUE};
 
 /// What the device knows about the guest's memory
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct GuestStats {
     latest: BqlRefCell<Stats>,
     /// The buffer that is to be returned to get new statistics

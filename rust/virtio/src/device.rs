@@ -454,12 +454,13 @@ where
 
     /// The queue with the given index, which [`VirtioRealize::add_queue`] has
     /// returned; `None` if the device is not realized (anymore).
-    fn queue(&self, index: u16) -> Option<VirtQueue<'_>>
+    fn queue<'a>(self, index: u16) -> Option<VirtQueue<'a>>
     where
+        Self: ObjectCast + 'a,
         Self::Target: VirtioDeviceImpl,
     {
         assert!(bql::is_locked());
-        let vdev: &VirtIODevice = self.upcast();
+        let vdev: &'a VirtIODevice = self.upcast();
 
         // SAFETY: virtio_get_queue() computes the address of an element of
         // vdev->vq, which exists from virtio_init() until the device is

@@ -131,10 +131,7 @@ impl VirtQueueElement {
         self.consume(|vq, elem| unsafe { bindings::virtqueue_unpop(vq, elem, 0) });
     }
 
-    fn consume(
-        self,
-        f: impl FnOnce(*mut bindings::VirtQueue, *const bindings::VirtQueueElement),
-    ) {
+    fn consume(self, f: impl FnOnce(*mut bindings::VirtQueue, *const bindings::VirtQueueElement)) {
         assert!(bql::is_locked());
 
         let mut this = ManuallyDrop::new(self);

@@ -4,7 +4,6 @@
 
 use std::{mem::size_of, ptr::NonNull};
 
-
 use crate::{bindings, device::VirtIODevice, element::VirtQueueElement};
 
 /// A queue of a virtio device.
@@ -41,10 +40,7 @@ impl<'a> VirtQueue<'a> {
         // SAFETY: the queue is valid.  The size is the one of the struct that
         // VirtQueueElement wraps.
         let elem = unsafe {
-            bindings::virtqueue_pop(
-                self.vq.as_ptr(),
-                size_of::<bindings::VirtQueueElement>(),
-            )
+            bindings::virtqueue_pop(self.vq.as_ptr(), size_of::<bindings::VirtQueueElement>())
         };
         let elem = NonNull::new(elem.cast::<bindings::VirtQueueElement>())?;
 
