@@ -1,0 +1,318 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! Configures and builds QEMU
+
+use std::{
+    env::{join_paths, split_paths, var_os},
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{bail, Result};
+use clap::ValueEnum;
+
+use crate::{
+    env::{remove, sha256_of, Env},
+    source::Source,
+};
+
+const BINDGEN_VERSION: &str = "0.73.2";
+
+/// Which implementation of the device QEMU has
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Device {
+    /// The one in this repository
+    Rust,
+    /// The one of upstream QEMU
+    C,
+}
+
+impl Device {
+    /// The name on the command line
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Rust => "rust",
+            Self::C => "c",
+        }
+    }
+}
+
+/// Which guest architecture QEMU emulates
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Target {
+    /// PC
+    #[value(name = "x86_64")]
+    X86_64,
+    /// 64-bit ARM; the balloon is on PCI or virtio-mmio
+    #[value(name = "aarch64")]
+    Aarch64,
+    /// IBM Z; the balloon is on CCW
+    #[value(name = "s390x")]
+    S390x,
+}
+
+impl Target {
+    /// The name on the command line, and QEMU's
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::X86_64 => "x86_64",
+            Self::Aarch64 => "aarch64",
+            Self::S390x => "s390x",
+        }
+    }
+}
+
+/// Programs that QEMU's build system needs, and that are not taken from the
+/// distribution
+pub struct Tools {
+    /// The Python virtual environment
+    pub venv: PathBuf,
+    bin: PathBuf,
+}
+
+impl Tools {
+    /// Install the tools that are missing.
+    ///
+    /// # Errors
+    ///
+    /// Fails if something cannot be downloaded or built.
+    pub fn provide(env: &Env, bindgen: bool) -> Result<Self> {
+        let root = env.cache.join("tools");
+        let requirements = env.repo.join("xtask/requirements.txt");
+        let hash = sha256_of(&[&fs::read(&requirements)?]);
+
+        let venv = root.join(format!("venv-{}", &hash[..12]));
+        if !venv.join("complete").exists() {
+            // Virtual environments cannot be renamed
+            remove(&venv)?;
+            env.run(
+                "creating a Python environment",
+                Command::new("python3").args(["-m", "venv"]).arg(&venv),
+            )?;
+            env.run(
+                "installing meson",
+                Command::new(venv.join("bin/pip"))
+                    .args(["install", "--require-hashes", "--no-deps", "-r"])
+                    .arg(&requirements),
+            )?;
+            fs::write(venv.join("complete"), "")?;
+        }
+
+        let bindgen_root = root.join(format!("bindgen-{BINDGEN_VERSION}"));
+        if bindgen && !bindgen_root.join("bin/bindgen").exists() {
+            // cargo install replaces the binary atomically
+            env.run(
+                "building bindgen, which takes some minutes",
+                Command::new("cargo")
+                    .args(["install", "bindgen-cli", "--locked"])
+                    .args(["--version", BINDGEN_VERSION, "--root"])
+                    .arg(&bindgen_root),
+            )?;
+        }
+        Ok(Self {
+            venv,
+            bin: bindgen_root.join("bin"),
+        })
+    }
+
+    fn path(&self) -> OsString {
+        let old = var_os("PATH").unwrap_or_default();
+        let dirs = [self.bin.clone()].into_iter().chain(split_paths(&old));
+        join_paths(dirs).unwrap_or(old)
+    }
+}
+
+/// A build directory
+pub struct Build {
+    /// The directory
+    pub dir: PathBuf,
+    /// The guest architecture
+    pub target: Target,
+    /// The implementation of the device
+    pub device: Device,
+    /// The source tree
+    pub source: Source,
+    tools: Tools,
+    ccache: PathBuf,
+}
+
+/// Where the build for a source tree is, whether or not it exists
+fn build_dir(env: &Env, source_key: &str, device: Device, target: Target) -> PathBuf {
+    env.cache
+        .join("build")
+        .join(source_key)
+        .join(format!("{}-{}", target.name(), device.name()))
+}
+
+impl Build {
+    /// Prepare the source and configure it, unless that was done before.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a step does; the next call resumes.
+    pub fn prepare(
+        env: &Env,
+        device: Device,
+        target: Target,
+        qemu_src: Option<&str>,
+    ) -> Result<Self> {
+        let source = Source::prepare(env, qemu_src)?;
+        let tools = Tools::provide(env, device == Device::Rust)?;
+        let dir = build_dir(env, &source.key, device, target);
+        let this = Self {
+            dir,
+            target,
+            device,
+            source,
+            tools,
+            ccache: env.cache.join("ccache"),
+        };
+        if !this.dir.join("build.ninja").exists() {
+            this.configure(env)?;
+        }
+        Ok(this)
+    }
+
+    /// A command that runs in the build directory, with the tools in the path.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut cmd = Command::new(program);
+        cmd.current_dir(&self.dir)
+            .env("PATH", self.tools.path())
+            // Have the builds for C and Rust share what is the same in both.
+            .env("CCACHE_BASEDIR", self.ccache.parent().unwrap_or(&self.dir))
+            .env("CCACHE_NOHASHDIR", "1");
+        if var_os("CCACHE_DIR").is_none() {
+            cmd.env("CCACHE_DIR", &self.ccache);
+        }
+        cmd
+    }
+
+    /// The Python interpreter of QEMU's build, which has all that tests need
+    pub fn python(&self) -> PathBuf {
+        self.tools.venv.join("bin/python3")
+    }
+
+    /// meson, to run tests
+    pub fn meson(&self) -> PathBuf {
+        self.dir.join("pyvenv/bin/meson")
+    }
+
+    fn configure(&self, env: &Env) -> Result<()> {
+        env.need_space(4)?;
+        remove(&self.dir)?;
+        fs::create_dir_all(&self.dir)?;
+
+        let have_ccache = Command::new("ccache").arg("--version").output().is_ok();
+        let mut cmd = self.command(self.source.dir.join("configure"));
+        cmd.arg(format!("--python={}", self.python().display()))
+            .arg(format!("--target-list={}-softmmu", self.target.name()))
+            .args(match self.device {
+                Device::Rust => ["--enable-rust"],
+                Device::C => ["--disable-rust"],
+            })
+            .args([
+                "--without-default-features",
+                "--enable-system",
+                "--enable-tcg",
+                "--enable-kvm",
+                "--enable-fdt",
+                "--disable-docs",
+                "--disable-tools",
+                "--disable-guest-agent",
+                "--disable-install-blobs",
+                "--disable-download",
+            ]);
+        if have_ccache {
+            cmd.arg("--cc=ccache cc");
+        }
+        let what = format!(
+            "configuring QEMU for {} with the {} device",
+            self.target.name(),
+            self.device.name()
+        );
+        let result = env.run(&what, &mut cmd);
+        if result.is_err() {
+            // Do not take it for configured next time
+            remove(&self.dir.join("build.ninja"))?;
+        }
+        result
+    }
+
+    /// Build the given targets.
+    ///
+    /// # Errors
+    ///
+    /// Fails if something does not compile.
+    pub fn ninja(&self, env: &Env, targets: &[String]) -> Result<()> {
+        env.need_space(1)?;
+        env.run(
+            &format!(
+                "building {} ({} device)",
+                targets.first().map_or("QEMU", String::as_str),
+                self.device.name()
+            ),
+            self.command("ninja").args(targets),
+        )
+    }
+
+    /// Build QEMU itself, and put the firmware where it finds it.
+    ///
+    /// # Errors
+    ///
+    /// Fails if something does not compile.
+    pub fn build_qemu(&self, env: &Env) -> Result<()> {
+        self.ninja(env, &[self.qemu_name()])?;
+
+        let bundle = self.dir.join("qemu-bundle/usr/local/share/qemu");
+        fs::create_dir_all(&bundle)?;
+        for dir in ["/usr/share/seabios", "/usr/share/qemu", "/usr/lib/ipxe/qemu"] {
+            let Ok(entries) = fs::read_dir(dir) else {
+                continue;
+            };
+            for entry in entries {
+                let path = entry?.path();
+                let dest = bundle.join(path.file_name().unwrap_or_default());
+                if path.is_file() && !dest.exists() {
+                    remove(&dest)?;
+                    std::os::unix::fs::symlink(&path, &dest)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Name of the program
+    pub fn qemu_name(&self) -> String {
+        format!("qemu-system-{}", self.target.name())
+    }
+
+    /// Path of the program
+    pub fn qemu(&self) -> PathBuf {
+        self.dir.join(self.qemu_name())
+    }
+}
+
+/// The path of a program that was built before from the default source.
+///
+/// # Errors
+///
+/// Fails if it was not built.
+pub fn built_qemu(env: &Env, device: Device, target: Target) -> Result<PathBuf> {
+    let name = format!("qemu-system-{}", target.name());
+    let path = build_dir(env, "10.2.2", device, target).join(name);
+    if !is_executable(&path) {
+        bail!(
+            "not built yet: run cargo xtask build --device {} --target {}",
+            device.name(),
+            target.name()
+        );
+    }
+    Ok(path)
+}
+
+fn is_executable(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}

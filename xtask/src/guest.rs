@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! A small Linux guest: Debian's kernel for virtual machines, and an initramfs
+//! with busybox and the drivers for the balloon
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+
+use anyhow::{bail, Context, Result};
+use walkdir::WalkDir;
+use xshell::{cmd, Shell};
+
+use crate::{
+    apt,
+    build::{Build, Device, Target},
+    env::{remove, sha256_of, Env},
+    source::RunQuiet,
+};
+
+/// The suite whose kernel the demo and the tests use: Linux 6.1
+pub const SUITE: &str = "bookworm";
+
+/// What the guest needs to find the balloon; modules that they depend on are
+/// added
+const MODULES: &[&str] = &["virtio_pci", "virtio_mmio", "virtio_balloon"];
+
+const INIT: &str = "\
+#!/bin/busybox sh
+/bin/busybox mkdir -p /proc /sys /dev
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t sysfs sysfs /sys
+/bin/busybox mount -t devtmpfs devtmpfs /dev
+/bin/busybox --install -s /bin
+for module in /modules/*.ko; do
+    insmod $module
+done
+export PS1='guest# '
+echo Guest is ready
+exec setsid cttyhack sh
+";
+
+/// A guest that can be booted
+pub struct Assets {
+    /// The kernel image
+    pub kernel: PathBuf,
+    /// The initramfs
+    pub initrd: PathBuf,
+}
+
+/// Get the kernel of a Debian suite, and make an initramfs for it.
+///
+/// # Errors
+///
+/// Fails if the kernel cannot be downloaded, or has no balloon driver.
+pub fn provision(env: &Env, suite: &str) -> Result<Assets> {
+    let hash = sha256_of(&[INIT.as_bytes(), MODULES.join(" ").as_bytes()]);
+    let dir = env
+        .cache
+        .join("guest")
+        .join(format!("{suite}-amd64-{}", &hash[..12]));
+    let assets = Assets {
+        kernel: dir.join("vmlinuz"),
+        initrd: dir.join("initrd.gz"),
+    };
+    if dir.exists() {
+        return Ok(assets);
+    }
+
+    apt::ensure_packages(env, apt::GUEST_PACKAGES)?;
+    let tmp = dir.with_extension("tmp");
+    remove(&tmp)?;
+    let (root, initramfs) = (tmp.join("root"), tmp.join("initramfs"));
+    fs::create_dir_all(&root)?;
+
+    let sh = Shell::new()?;
+    let repo = apt::Suite::new(env, suite, "amd64")?;
+    for package in kernel_packages(&repo)? {
+        let deb = repo.download(env, &package)?;
+        cmd!(sh, "dpkg-deb -x {deb} {root}").run_quiet()?;
+    }
+    let kernel = WalkDir::new(root.join("boot"))
+        .into_iter()
+        .filter_map(std::result::Result::ok)
+        .find(|entry| entry.file_name().to_string_lossy().starts_with("vmlinuz-"))
+        .context("the kernel package contains no vmlinuz")?;
+    let release = kernel
+        .file_name()
+        .to_string_lossy()
+        .trim_start_matches("vmlinuz-")
+        .to_owned();
+    env.say(&format!("making an initramfs for Linux {release}"));
+    fs::copy(kernel.path(), tmp.join("vmlinuz"))?;
+
+    // Debian's newer packages have everything below /usr
+    let base = if root.join("lib/modules").exists() {
+        root.clone()
+    } else {
+        root.join("usr")
+    };
+    cmd!(sh, "/sbin/depmod -b {base} {release}").run_quiet()?;
+    let modules = base.join("lib/modules").join(&release);
+    let read = |name: &str| fs::read_to_string(modules.join(name)).unwrap_or_default();
+    let order = load_order(&read("modules.dep"), &read("modules.builtin"), MODULES)?;
+
+    for sub in ["bin", "modules"] {
+        fs::create_dir_all(initramfs.join(sub))?;
+    }
+    fs::copy("/bin/busybox", initramfs.join("bin/busybox"))?;
+    for (i, module) in order.iter().enumerate() {
+        let name = module_name(module);
+        let dest = initramfs.join(format!("modules/{i:02}-{name}.ko"));
+        let src = modules.join(module);
+        if module.ends_with(".xz") {
+            let data = Command::new("xz").arg("-dc").arg(&src).output()?;
+            fs::write(dest, data.stdout)?;
+        } else {
+            fs::copy(src, dest)?;
+        }
+    }
+    let init = initramfs.join("init");
+    fs::write(&init, INIT)?;
+    cmd!(sh, "chmod 755 {init}").run_quiet()?;
+    sh.change_dir(&initramfs);
+    let initrd = tmp.join("initrd.gz");
+    cmd!(
+        sh,
+        "sh -c 'find . | cpio -o -H newc --quiet -R 0:0 | gzip -1 > \"$0\"' {initrd}"
+    )
+    .run_quiet()?;
+
+    remove(&root)?;
+    remove(&initramfs)?;
+    fs::rename(&tmp, &dir)?;
+    Ok(assets)
+}
+
+/// The packages with the current kernel and its modules.  Up to trixie they are
+/// in one package; after that, the image depends on one for each of them.
+fn kernel_packages(repo: &apt::Suite) -> Result<Vec<String>> {
+    let image = repo
+        .depends("linux-image-cloud-amd64")?
+        .into_iter()
+        .find(|name| name.starts_with("linux-image-"))
+        .context("linux-image-cloud-amd64 does not depend on a kernel")?;
+    let parts: Vec<_> = repo
+        .depends(&image)?
+        .into_iter()
+        .filter(|name| name.starts_with("linux-binary-") || name.starts_with("linux-modules-"))
+        .collect();
+    Ok(if parts.is_empty() { vec![image] } else { parts })
+}
+
+/// `kernel/drivers/virtio/virtio_pci.ko.xz` is called `virtio_pci`.
+fn module_name(path: &str) -> String {
+    let file = path.rsplit('/').next().unwrap_or(path);
+    file.split('.').next().unwrap_or(file).replace('-', "_")
+}
+
+/// The files of the wanted modules and of those that they depend on, in the
+/// order in which they have to be loaded.
+fn load_order(dep: &str, builtin: &str, wanted: &[&str]) -> Result<Vec<String>> {
+    let builtin: BTreeSet<_> = builtin.lines().map(module_name).collect();
+    let mut order = Vec::new();
+    for name in wanted {
+        if builtin.contains(*name) {
+            continue;
+        }
+        let Some((file, deps)) = dep
+            .lines()
+            .filter_map(|line| line.split_once(':'))
+            .find(|(file, _)| module_name(file) == *name)
+        else {
+            // not fatal for transports
+            if *name == "virtio_balloon" {
+                bail!("the kernel has no module {name}");
+            }
+            continue;
+        };
+        // depmod lists the dependencies from the nearest to the farthest
+        for file in deps.split_whitespace().rev().chain([file]) {
+            if !order.iter().any(|f| f == file) {
+                order.push(file.to_owned());
+            }
+        }
+    }
+    Ok(order)
+}
+
+/// Environment variables for the Python code that boots guests
+pub fn python_env(build: &Build, assets: &Assets) -> Vec<(&'static str, PathBuf)> {
+    let tree = &build.source.dir;
+    let mut path = tree.join("python").into_os_string();
+    path.push(":");
+    path.push(tree.join("tests/functional"));
+    vec![
+        ("PYTHONPATH", path.into()),
+        ("PYTHONDONTWRITEBYTECODE", "1".into()),
+        ("QEMU_TEST_QEMU_BINARY", build.qemu()),
+        ("QEMU_BUILD_ROOT", build.dir.clone()),
+        ("BALLOON_GUEST_KERNEL", assets.kernel.clone()),
+        ("BALLOON_GUEST_INITRD", assets.initrd.clone()),
+    ]
+}
+
+/// Build QEMU, boot a guest without and with deflate-on-oom and report what
+/// happens.
+///
+/// # Errors
+///
+/// Fails if it did not get as far as booting.
+pub fn demo(env: &Env) -> Result<ExitCode> {
+    let build = Build::prepare(env, Device::Rust, Target::X86_64, None)?;
+    build.build_qemu(env)?;
+    let assets = provision(env, SUITE)?;
+
+    let script = build.source.dir.join("tests/functional/balloon_demo.py");
+    let status = Command::new(build.python())
+        .arg(Path::new(&script))
+        .envs(python_env(&build, &assets))
+        .current_dir(&build.dir)
+        .status()?;
+    Ok(if status.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEP: &str = "\
+kernel/drivers/virtio/virtio.ko:
+kernel/drivers/virtio/virtio_ring.ko:
+kernel/drivers/virtio/virtio-pci-legacy.ko: kernel/drivers/virtio/virtio.ko
+kernel/drivers/virtio/virtio_pci.ko: kernel/drivers/virtio/virtio-pci-legacy.ko \
+kernel/drivers/virtio/virtio.ko kernel/drivers/virtio/virtio_ring.ko
+kernel/drivers/virtio/virtio_balloon.ko.xz: kernel/drivers/virtio/virtio.ko \
+kernel/drivers/virtio/virtio_ring.ko
+";
+
+    fn names(builtin: &str, wanted: &[&str]) -> Vec<String> {
+        load_order(DEP, builtin, wanted)
+            .unwrap()
+            .iter()
+            .map(|m| module_name(m))
+            .collect()
+    }
+
+    #[test]
+    fn dependencies_first_and_once() {
+        assert_eq!(
+            names("", &["virtio_pci", "virtio_balloon"]),
+            [
+                "virtio_ring",
+                "virtio",
+                "virtio_pci_legacy",
+                "virtio_pci",
+                "virtio_balloon"
+            ]
+        );
+    }
+
+    #[test]
+    fn builtin_modules_are_not_loaded() {
+        let builtin = "kernel/drivers/virtio/virtio_pci.ko\n";
+        assert_eq!(
+            names(builtin, &["virtio_pci", "virtio_balloon"]),
+            ["virtio_ring", "virtio", "virtio_balloon"]
+        );
+    }
+
+    #[test]
+    fn balloon_driver_is_mandatory() {
+        assert!(load_order("", "", &["virtio_mmio"]).unwrap().is_empty());
+        assert!(load_order("", "", &["virtio_balloon"]).is_err());
+        let builtin = "kernel/drivers/virtio/virtio_balloon.ko";
+        assert!(load_order("", builtin, &["virtio_balloon"]).is_ok());
+    }
+}

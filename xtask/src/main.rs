@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! `cargo xtask`: everything that can be done with this repository
+
+mod apt;
+mod build;
+mod env;
+mod guest;
+mod series;
+mod source;
+mod test;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    build::{built_qemu, Build, Device, Target},
+    env::Env,
+    test::Suite,
+};
+
+/// virtio-balloon in Rust for QEMU
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    /// Do not show progress
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    #[command(subcommand)]
+    command: Cmd,
+}
+
+#[derive(Args, Clone, Copy)]
+struct What {
+    /// Implementation of the balloon device
+    #[arg(long, value_enum, default_value = "rust")]
+    device: Device,
+    /// Guest architecture
+    #[arg(long, value_enum, default_value = "x86_64")]
+    target: Target,
+}
+
+#[derive(Subcommand)]
+enum Cmd {
+    /// Build qemu-system-*, and all that is needed for it
+    Build {
+        #[command(flatten)]
+        what: What,
+        /// Source of QEMU 10.2.x: a directory, a tarball, or a git repository
+        /// [default: 10.2.2 from the Debian mirror]
+        #[arg(long)]
+        qemu_src: Option<String>,
+    },
+    /// Print the path of the qemu-system-* that was built
+    Path {
+        #[command(flatten)]
+        what: What,
+    },
+    /// Boot a Linux guest that runs out of memory, without and with
+    /// deflate-on-oom
+    Demo,
+    /// Run the tests
+    Test {
+        /// What to run [default: all]
+        #[arg(value_enum)]
+        suites: Vec<Suite>,
+        /// Implementation of the balloon device, for qtest and functional
+        /// [default: both]
+        #[arg(long, value_enum)]
+        device: Option<Device>,
+        /// Guest architecture, for qtest
+        #[arg(long, value_enum, default_value = "x86_64")]
+        target: Target,
+    },
+    /// Export all as a series of patches for git am
+    Series {
+        /// Directory for the patches
+        #[arg(long)]
+        out: PathBuf,
+    },
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    let env = Env::new(cli.quiet)?;
+    match cli.command {
+        Cmd::Build { what, qemu_src } => {
+            let build = Build::prepare(&env, what.device, what.target, qemu_src.as_deref())?;
+            build.build_qemu(&env)?;
+            println!("{}", build.qemu().display());
+        }
+        Cmd::Path { what } => {
+            println!("{}", built_qemu(&env, what.device, what.target)?.display());
+        }
+        Cmd::Demo => return guest::demo(&env),
+        Cmd::Test {
+            suites,
+            device,
+            target,
+        } => return test::run(&env, &suites, device, target),
+        Cmd::Series { out } => {
+            let count = series::export(&env, &out)?;
+            println!("{count} patches in {}", out.display());
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(code) => code,
+        Err(err) => {
+            eprintln!("error: {err:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,487 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! Runs the test suites, with the runners that they are made for
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Write,
+    ops::AddAssign,
+    path::Path,
+    process::{Command, ExitCode, Stdio},
+};
+
+use anyhow::{bail, ensure, Context, Result};
+use clap::ValueEnum;
+use serde_json::Value;
+
+use crate::{
+    build::{Build, Device, Target},
+    env::{remove, Env},
+    guest, series,
+    source::mounted_files,
+};
+
+/// A group of tests
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Suite {
+    /// Everything that runs in seconds: unit tests, lints, formatting
+    Unit,
+    /// The device under QEMU's qtest, without a guest
+    Qtest,
+    /// Guests that boot Linux
+    Functional,
+    /// The exported series of patches
+    Series,
+}
+
+/// How many tests had which result
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Count {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+}
+
+impl AddAssign for Count {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
+const PASS: Count = Count {
+    passed: 1,
+    failed: 0,
+    skipped: 0,
+};
+
+/// The tests of QEMU that a build with either device has to pass
+const QTESTS: &[&str] = &[
+    "virtio-balloon-test",
+    "qos-test",
+    "device-introspect-test",
+    "qom-test",
+    "qmp-cmd-test",
+    "test-hmp",
+];
+
+/// Run the given suites, or all of them.
+///
+/// # Errors
+///
+/// Fails if a suite could not be run.  A test that has failed is reported
+/// through the exit code instead.
+pub fn run(
+    env: &Env,
+    suites: &[Suite],
+    device: Option<Device>,
+    target: Target,
+) -> Result<ExitCode> {
+    let suites = if suites.is_empty() {
+        Suite::value_variants()
+    } else {
+        suites
+    };
+    let mut total = Count::default();
+    for suite in suites {
+        env.say(&format!("== {suite:?} tests"));
+        let count = match suite {
+            Suite::Unit => unit(env)?,
+            Suite::Qtest => qtest(env, device, target)?,
+            Suite::Functional => functional(env, device)?,
+            Suite::Series => {
+                let patches = series::check(env)?;
+                println!("the {patches} patches of the series apply and result in the same tree");
+                PASS
+            }
+        };
+        println!("{suite:?}: {} passed, {} failed", count.passed, count.failed);
+        total += count;
+    }
+
+    println!(
+        "{} passed, {} failed, {} skipped",
+        total.passed, total.failed, total.skipped
+    );
+    Ok(if total.failed == 0 && total.passed > 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Run cargo on what needs no QEMU.
+fn cargo(env: &Env, what: &str, args: &[&str]) -> Result<String> {
+    env.say(what);
+    let out = Command::new("cargo")
+        .args(args)
+        .current_dir(&env.repo)
+        .output()?;
+    let stdout = String::from_utf8_lossy(&out.stdout).into_owned();
+    ensure!(
+        out.status.success(),
+        "{what} failed:\n{stdout}{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    Ok(stdout)
+}
+
+fn unit(env: &Env) -> Result<Count> {
+    let mut count = parse_cargo_test(&cargo(
+        env,
+        "unit tests of the workspace",
+        &["test", "--workspace", "--locked"],
+    )?);
+    cargo(
+        env,
+        "clippy on the workspace",
+        &["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-Dwarnings"],
+    )?;
+    count += PASS;
+    cargo(env, "rustfmt on the workspace", &["fmt", "--all", "--check"])?;
+    count += PASS;
+    no_unsafe(env)?;
+    count += PASS;
+
+    let build = Build::prepare(env, Device::Rust, Target::X86_64, None)?;
+    count += meson_test(env, &build, "Rust unit tests", &["--suite", "rust"], &[])?;
+
+    let rust = build.source.dir.join("rust");
+    let crates = ["qom", "migration", "system", "hwcore", "util", "virtio", "virtio_balloon"];
+    let mut clippy = cargo_in_tree(&build, env, &rust);
+    clippy.args(["clippy", "--offline", "--locked", "--quiet"]);
+    for name in crates {
+        clippy.args(["-p", name]);
+    }
+    clippy.args(["--", "-Dwarnings"]);
+    env.run("clippy with QEMU's lints on the crates in QEMU's tree", &mut clippy)?;
+    count += PASS;
+
+    let mut rustfmt = Command::new("rustfmt");
+    rustfmt
+        .args(["--check", "--edition", "2021", "--config-path"])
+        .arg(rust.join("rustfmt.toml"));
+    for (from, _) in mounted_files(env)? {
+        // build.rs is a link to another crate's
+        if from.extension().is_some_and(|ext| ext == "rs") && !from.is_symlink() {
+            rustfmt.arg(from);
+        }
+    }
+    env.run("rustfmt on the crates in QEMU's tree", &mut rustfmt)?;
+    count += PASS;
+    Ok(count)
+}
+
+/// cargo in QEMU's workspace, which needs the bindings that meson has generated
+fn cargo_in_tree(build: &Build, env: &Env, dir: &Path) -> Command {
+    let mut cmd = build.command(build.meson());
+    cmd.args(["devenv", "-C"])
+        .arg(&build.dir)
+        .arg("--workdir")
+        .arg(dir)
+        .arg("cargo")
+        .env("CARGO_HOME", env.cache.join("cargo-home"))
+        .env("CARGO_TARGET_DIR", build.dir.join("cargo-target"));
+    cmd
+}
+
+/// The device promises not to have unsafe code, which the compiler checks; make
+/// sure that the promise stays there.
+fn no_unsafe(env: &Env) -> Result<()> {
+    for lib in ["hw-virtio-balloon/src/lib.rs", "hw-virtio-balloon/core/src/lib.rs"] {
+        let text = fs::read_to_string(env.repo.join(lib))?;
+        ensure!(
+            text.contains("#![forbid(unsafe_code)]"),
+            "{lib} does not forbid unsafe code"
+        );
+    }
+    for (from, to) in mounted_files(env)? {
+        if to.starts_with("rust/hw/virtio/balloon") && from.extension().is_some_and(|e| e == "rs") {
+            let text = fs::read_to_string(&from)?;
+            let found = text.lines().any(|line| {
+                let code = line.split("//").next().unwrap_or("");
+                code.replace("unsafe_code", "").contains("unsafe")
+            });
+            ensure!(!found, "{} contains unsafe code", to.display());
+        }
+    }
+    Ok(())
+}
+
+fn qtest(env: &Env, device: Option<Device>, target: Target) -> Result<Count> {
+    let devices = device.map_or_else(|| vec![Device::C, Device::Rust], |d| vec![d]);
+    let mut count = Count::default();
+    let mut builds = Vec::new();
+
+    for device in devices {
+        let build = Build::prepare(env, device, target, None)?;
+        build.build_qemu(env)?;
+        let listed = meson_list(&build)?;
+        let names: Vec<_> = QTESTS
+            .iter()
+            .map(|test| format!("qtest-{}/{test}", target.name()))
+            .filter(|name| listed.contains(name))
+            .collect();
+        ensure!(
+            names.iter().any(|name| name.ends_with("virtio-balloon-test")),
+            "virtio-balloon-test is not part of the build for {}",
+            target.name()
+        );
+        let args: Vec<_> = names.iter().map(String::as_str).collect();
+        let what = format!("qtests with the {} device", device.name());
+        count += meson_test(env, &build, &what, &args, &[])?;
+        builds.push(build);
+    }
+    if let [a, b] = builds.as_slice() {
+        count += compare_interfaces(env, a, b)?;
+    }
+    Ok(count)
+}
+
+fn functional(env: &Env, device: Option<Device>) -> Result<Count> {
+    let assets = guest::provision(env, guest::SUITE)?;
+    let devices = device.map_or_else(|| vec![Device::C, Device::Rust], |d| vec![d]);
+    let mut count = Count::default();
+    for device in devices {
+        let build = Build::prepare(env, device, Target::X86_64, None)?;
+        build.build_qemu(env)?;
+        let vars = guest::python_env(&build, &assets);
+        let what = format!("guests with the {} device", device.name());
+        count += meson_test(
+            env,
+            &build,
+            &what,
+            &["--setup", "thorough", "func-x86_64-virtio_balloon_oom"],
+            &vars,
+        )?;
+    }
+    Ok(count)
+}
+
+fn meson_list(build: &Build) -> Result<Vec<String>> {
+    let out = build
+        .command(build.meson())
+        .args(["test", "--list"])
+        .output()?;
+    ensure!(
+        out.status.success(),
+        "meson test --list: {}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    Ok(String::from_utf8_lossy(&out.stdout)
+        .lines()
+        .filter_map(|line| line.rsplit(" / ").next())
+        .map(|name| name.trim().to_owned())
+        .collect())
+}
+
+/// Run tests with meson, and count them in the log that it writes.
+fn meson_test(
+    env: &Env,
+    build: &Build,
+    what: &str,
+    args: &[&str],
+    vars: &[(&'static str, std::path::PathBuf)],
+) -> Result<Count> {
+    let log = |name: &str| build.dir.join("meson-logs").join(name);
+    let logs = ["testlog.junit.xml", "testlog-thorough.junit.xml"];
+    for name in logs {
+        remove(&log(name))?;
+    }
+    let mut cmd = build.command(build.meson());
+    cmd.args(["test", "--print-errorlogs", "--num-processes=2"])
+        .args(args)
+        .envs(vars.iter().map(|(k, v)| (k, v)));
+    let result = env.run(what, &mut cmd);
+
+    let Some(junit) = logs.iter().map(|name| log(name)).find(|path| path.exists()) else {
+        // nothing was run
+        result?;
+        bail!("{what}: meson has run no test");
+    };
+    let count = parse_junit(&fs::read_to_string(junit)?)?;
+    if let Err(err) = result {
+        eprintln!("{err:#}");
+        // even if meson does not say which test it was
+        return Ok(Count {
+            failed: count.failed.max(1),
+            ..count
+        });
+    }
+    println!(
+        "{what}: {} passed, {} failed, {} skipped",
+        count.passed, count.failed, count.skipped
+    );
+    Ok(count)
+}
+
+fn parse_junit(xml: &str) -> Result<Count> {
+    let doc = roxmltree::Document::parse(xml).context("meson's test log is not valid XML")?;
+    let mut count = Count::default();
+    for case in doc.descendants().filter(|n| n.has_tag_name("testcase")) {
+        let has = |tag| case.children().any(|n| n.has_tag_name(tag));
+        if has("failure") || has("error") {
+            count.failed += 1;
+        } else if has("skipped") {
+            count.skipped += 1;
+        } else {
+            count.passed += 1;
+        }
+    }
+    Ok(count)
+}
+
+/// Sum up lines like `test result: ok. 3 passed; 0 failed; 1 ignored; ...`
+fn parse_cargo_test(out: &str) -> Count {
+    let mut count = Count::default();
+    for line in out.lines().filter(|l| l.starts_with("test result:")) {
+        let get = |what: &str| -> usize {
+            line.split([';', '.'])
+                .filter_map(|part| part.trim().strip_suffix(what))
+                .find_map(|n| n.trim().parse().ok())
+                .unwrap_or(0)
+        };
+        count += Count {
+            passed: get("passed"),
+            failed: get("failed"),
+            skipped: get("ignored"),
+        };
+    }
+    count
+}
+
+/// Check that both devices look the same to users and management tools.
+fn compare_interfaces(env: &Env, a: &Build, b: &Build) -> Result<Count> {
+    env.say("comparing the properties of both devices");
+    let mut count = Count::default();
+    let types: &[&str] = match a.target {
+        Target::S390x => &["virtio-balloon-ccw", "virtio-balloon-device"],
+        _ => &[
+            "virtio-balloon-pci",
+            "virtio-balloon-pci-transitional",
+            "virtio-balloon-pci-non-transitional",
+            "virtio-balloon-device",
+        ],
+    };
+    for typ in types {
+        for (what, get) in [
+            ("-device help", device_help as fn(&Build, &str) -> Result<_>),
+            ("qom-list-properties", qom_properties),
+            ("device-list-properties", device_properties),
+        ] {
+            let (left, right) = (get(a, typ)?, get(b, typ)?);
+            ensure!(!left.is_empty(), "{what}: {typ} has no properties");
+            if left == right {
+                count += PASS;
+            } else {
+                count.failed += 1;
+                eprintln!(
+                    "{what} differs for {typ}:\n{}: {left:#?}\n{}: {right:#?}",
+                    a.device.name(),
+                    b.device.name()
+                );
+            }
+        }
+    }
+    Ok(count)
+}
+
+/// Name of a property, and all that is known of it
+type Properties = BTreeMap<String, String>;
+
+fn device_help(build: &Build, typ: &str) -> Result<Properties> {
+    let out = build
+        .command(build.qemu())
+        .args(["-device", &format!("{typ},help")])
+        .output()?;
+    ensure!(out.status.success(), "-device {typ},help failed");
+    Ok(String::from_utf8_lossy(&out.stdout)
+        .lines()
+        .map(|line| {
+            let (name, rest) = line.trim().split_once('=').unwrap_or((line, ""));
+            (name.to_owned(), rest.to_owned())
+        })
+        .collect())
+}
+
+fn qom_properties(build: &Build, typ: &str) -> Result<Properties> {
+    query_properties(build, "qom-list-properties", typ)
+}
+
+fn device_properties(build: &Build, typ: &str) -> Result<Properties> {
+    query_properties(build, "device-list-properties", typ)
+}
+
+fn query_properties(build: &Build, command: &str, typ: &str) -> Result<Properties> {
+    let mut child = build
+        .command(build.qemu())
+        .args(["-machine", "none", "-nodefaults", "-display", "none", "-qmp", "stdio"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    if let Some(stdin) = &mut child.stdin {
+        writeln!(stdin, "{{'execute': 'qmp_capabilities'}}")?;
+        writeln!(
+            stdin,
+            "{{'execute': '{command}', 'id': 'q', 'arguments': {{'typename': '{typ}'}}}}"
+        )?;
+        writeln!(stdin, "{{'execute': 'quit'}}")?;
+    }
+    let out = child.wait_with_output()?;
+    let reply = String::from_utf8_lossy(&out.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .find(|reply| reply.get("id") == Some(&Value::from("q")))
+        .with_context(|| format!("no reply to {command}"))?;
+    let list = reply
+        .get("return")
+        .and_then(Value::as_array)
+        .with_context(|| format!("{command} {typ}: {reply}"))?;
+    Ok(list
+        .iter()
+        .map(|prop| {
+            let name = prop.get("name").and_then(Value::as_str).unwrap_or_default();
+            (name.to_owned(), prop.to_string())
+        })
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cargo_results_are_summed() {
+        let out = "running 2 tests\n\
+            test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out\n\
+            test result: FAILED. 3 passed; 1 failed; 0 ignored; 0 measured\n";
+        assert_eq!(
+            parse_cargo_test(out),
+            Count {
+                passed: 5,
+                failed: 1,
+                skipped: 1
+            }
+        );
+        assert_eq!(parse_cargo_test("nothing"), Count::default());
+    }
+
+    #[test]
+    fn junit_results() {
+        let xml = "<testsuites><testsuite><testcase name='a'/>\
+            <testcase name='b'><failure/></testcase>\
+            <testcase name='c'><skipped/></testcase><testcase name='d'><error/></testcase>\
+            </testsuite></testsuites>";
+        assert_eq!(
+            parse_junit(xml).unwrap(),
+            Count {
+                passed: 1,
+                failed: 2,
+                skipped: 1
+            }
+        );
+        assert!(parse_junit("<a>").is_err());
+    }
+}
