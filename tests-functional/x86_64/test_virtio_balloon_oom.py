@@ -1,0 +1,127 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# A Linux guest that deflates its balloon before it runs out of memory
+#
+# This work is licensed under the terms of the GNU GPL, version 2 or
+# later.  See the COPYING file in the top-level directory.
+'''Functional tests of virtio-balloon with a Linux guest'''
+
+from virtio_balloon_guest import BalloonGuestTest, MIB, UNSET_STATS_VALUE
+
+
+class VirtioBalloonOom(BalloonGuestTest):
+    '''Functional tests of virtio-balloon with a Linux guest'''
+
+    def check_killed(self, result):
+        '''The guest did not have the feature.'''
+        self.assertEqual(result['bit 2'], '0')
+        self.assertEqual(result['before'], self.TARGET)
+        self.assertEqual(result['exit'], 137)
+        self.assertTrue(result['killed'])
+        self.assertEqual(result['after'], self.TARGET)
+
+    def test_deflate_on_oom(self):
+        '''With the feature, the process survives.'''
+        self.launch(',deflate-on-oom=on')
+        self.assertTrue(self.host_property('deflate-on-oom'))
+        result = self.oom_scenario()
+        self.assertEqual(result['bit 2'], '1')
+        self.assertEqual(result['before'], self.TARGET)
+        self.assertEqual(result['exit'], 0)
+        self.assertEqual(result['killed'], [])
+        self.assertGreater(result['after'], self.HOG)
+        self.assertLess(result['after'], self.RAM)
+
+        # The target has not changed, and the balloon still works
+        self.set_balloon(400 * MIB)
+        self.set_balloon(self.TARGET)
+
+    def test_no_deflate_on_oom(self):
+        '''Without it, the process is killed.'''
+        self.launch(',deflate-on-oom=off')
+        self.assertFalse(self.host_property('deflate-on-oom'))
+        self.check_killed(self.oom_scenario())
+
+    def test_default(self):
+        '''The feature is off by default.'''
+        self.launch()
+        self.assertFalse(self.host_property('deflate-on-oom'))
+        self.check_killed(self.oom_scenario())
+
+    def test_inflate_deflate(self):
+        '''The balloon reaches each target, and says so.'''
+        self.launch()
+        for target in [300, 200, 512, 256, 512]:
+            self.vm.get_qmp_events()
+            self.set_balloon(target * MIB)
+            changes = [event['data']['actual']
+                       for event in self.vm.get_qmp_events()
+                       if event['event'] == 'BALLOON_CHANGE']
+            # there is at most one event a second
+            for actual in changes:
+                self.assertLessEqual(actual, self.RAM)
+            _, out = self.run_in_guest('grep MemTotal /proc/meminfo')
+            total = int(out.split()[1]) * 1024
+            self.assertLess(total, target * MIB)
+        event = self.vm.event_wait('BALLOON_CHANGE', timeout=10)
+        self.assertIsNotNone(event)
+
+    def test_stats(self):
+        '''The driver sends statistics when it is asked to.'''
+        self.launch()
+        stats = self.host_property('guest-stats')
+        self.assertEqual(stats['last-update'], 0)
+        self.vm.cmd('qom-set', path=self.BALLOON,
+                    property='guest-stats-polling-interval', value=1)
+        stats = self.wait_for(
+            lambda: (lambda s: s['last-update'] and s)
+            (self.host_property('guest-stats')), 'statistics')
+
+        _, out = self.run_in_guest('grep MemTotal /proc/meminfo')
+        self.assertEqual(stats['stats']['stat-total-memory'],
+                         int(out.split()[1]) * 1024)
+        for name in ['stat-free-memory', 'stat-available-memory']:
+            self.assertLess(stats['stats'][name], self.RAM)
+        unset = [name for name, value in stats['stats'].items()
+                 if value == UNSET_STATS_VALUE]
+        self.assertNotIn('stat-major-faults', unset)
+
+        # and goes on doing so
+        first = stats['last-update']
+        self.wait_for(lambda: self.host_property('guest-stats')['last-update']
+                      >= first + 2, 'more statistics')
+
+    def rss(self):
+        '''Resident memory of QEMU in bytes'''
+        with open(f'/proc/{self.vm.get_pid()}/smaps_rollup',
+                  encoding='ascii') as smaps:
+            for line in smaps:
+                if line.startswith('Rss:'):
+                    return int(line.split()[1]) * 1024
+        return 0
+
+    def test_inflate_gives_memory_back(self):
+        '''What the guest has used returns to the host with the balloon.'''
+        self.launch()
+        self.run_in_guest(f'dd if=/dev/zero of=/dev/null bs={self.HOG}'
+                          ' count=1')
+        used = self.rss()
+        self.assertGreater(used, self.HOG)
+        self.set_balloon(self.TARGET)
+        self.wait_for(lambda: self.rss() < used - 150 * MIB,
+                      'QEMU to become smaller')
+
+    def test_free_page_reporting(self):
+        '''Memory that the guest does not use any more is discarded.'''
+        self.launch(',free-page-reporting=on')
+        self.assertEqual(self.guest_features()[5], '1')
+        self.run_in_guest(f'dd if=/dev/zero of=/dev/null bs={self.HOG}'
+                          ' count=1')
+        used = self.rss()
+        self.wait_for(lambda: self.rss() < used - 150 * MIB,
+                      'QEMU to become smaller')
+
+
+if __name__ == '__main__':
+    BalloonGuestTest.main()

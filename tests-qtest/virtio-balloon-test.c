@@ -1,0 +1,1661 @@
+/*
+ * QTest test cases for virtio balloon device
+ *
+ * Copyright (c) 2024 Gao Shiyuan <gaoshiyuan@baidu.com>
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/bswap.h"
+#include "libqtest.h"
+#include "libqos/libqos-pc.h"
+#include "libqos/virtio.h"
+#include "libqos/virtio-mmio.h"
+#include "libqos/virtio-pci.h"
+#include "hw/pci/pci_regs.h"
+#include "qobject/qdict.h"
+#include "qobject/qlist.h"
+#include "standard-headers/linux/virtio_balloon.h"
+#include "standard-headers/linux/virtio_config.h"
+#include "standard-headers/linux/virtio_ids.h"
+#include "standard-headers/linux/virtio_mmio.h"
+#include "standard-headers/linux/virtio_pci.h"
+
+#define TIMEOUT_US      (30 * G_USEC_PER_SEC)
+#define PAGE            4096
+#define PATTERN         0xa5
+#define PATTERN64       0xa5a5a5a5a5a5a5a5ULL
+#define BIT64(n)        (1ULL << (n))
+#define UNSET           UINT64_MAX
+
+#define RAM_MB          128
+#define RAM_SIZE        (RAM_MB * 1024ULL * 1024)
+
+/* Queues; the index of the last two depends on the features */
+enum { IVQ, DVQ, SVQ };
+
+#define F_STATS     BIT64(VIRTIO_BALLOON_F_STATS_VQ)
+#define F_OOM       BIT64(VIRTIO_BALLOON_F_DEFLATE_ON_OOM)
+#define F_HINT      BIT64(VIRTIO_BALLOON_F_FREE_PAGE_HINT)
+#define F_POISON    BIT64(VIRTIO_BALLOON_F_PAGE_POISON)
+#define F_REPORTING BIT64(VIRTIO_BALLOON_F_REPORTING)
+#define F_BALLOON   (F_STATS | F_OOM | F_HINT | F_POISON | F_REPORTING)
+
+/* What QEMU offers for all virtio devices */
+#define F_RING      (BIT64(VIRTIO_RING_F_INDIRECT_DESC) | \
+                     BIT64(VIRTIO_RING_F_EVENT_IDX))
+/* not through the legacy interface, which only has 32 bits */
+#define F_MODERN    (BIT64(VIRTIO_F_VERSION_1) | BIT64(VIRTIO_F_RING_RESET))
+/* only through the legacy interface */
+#define F_LEGACY    (BIT64(VIRTIO_F_NOTIFY_ON_EMPTY) | \
+                     BIT64(VIRTIO_F_ANY_LAYOUT))
+/* added by the PCI proxy, for the legacy interface */
+#define F_BAD       QVIRTIO_F_BAD_FEATURE
+
+typedef struct Transport {
+    const char *name;
+    const char *machine;
+    /* with all options but those of the balloon itself */
+    const char *device;
+    /* The features of the transport and the rings */
+    uint64_t features;
+    bool pci;
+} Transport;
+
+static const Transport pci_modern = {
+    .name = "pci-modern",
+    .machine = "pc",
+    .device = "virtio-balloon-pci-non-transitional,addr=04.0",
+    .features = F_RING | F_MODERN,
+    .pci = true,
+};
+
+static const Transport pci_transitional = {
+    .name = "pci-transitional",
+    .machine = "pc",
+    .device = "virtio-balloon-pci-transitional,addr=04.0",
+    .features = F_RING | F_LEGACY | F_BAD,
+    .pci = true,
+};
+
+static const Transport pci_legacy = {
+    .name = "pci-legacy",
+    .machine = "pc",
+    .device = "virtio-balloon-pci,disable-modern=on,addr=04.0",
+    .features = F_RING | F_LEGACY | F_BAD,
+    .pci = true,
+};
+
+static const Transport mmio_x86 = {
+    .name = "mmio",
+    .machine = "microvm",
+    .device = "virtio-balloon-device",
+    .features = F_RING | F_LEGACY,
+};
+
+static const Transport mmio_arm = {
+    .name = "mmio",
+    .machine = "virt",
+    .device = "virtio-balloon-device",
+    .features = F_RING | F_LEGACY,
+};
+
+typedef struct Balloon {
+    const Transport *t;
+    QTestState *qts;
+    QOSState *qs;
+    QGuestAllocator *alloc;
+    QGuestAllocator mmio_alloc;
+    QVirtioDevice *dev;
+    QVirtioPCIDevice *pci;
+    QVirtioMMIODevice mmio;
+    uint64_t offered;
+    QVirtQueue *vq[5];
+    int num_queues;
+    int hint_vq, reporting_vq;
+} Balloon;
+
+/*
+ * Booting and initialization
+ */
+
+static void find_mmio(Balloon *b)
+{
+    bool arm = !strcmp(b->t->machine, "virt");
+    uint64_t base = arm ? 0x0a000000 : 0xfeb00000;
+    uint64_t ram = arm ? 0x40000000 : 0;
+    int i;
+
+    /* The order in which transports are used is up to the machine */
+    for (i = 0; i < 32; i++) {
+        uint64_t addr = base + i * 0x200;
+
+        if (qtest_readl(b->qts, addr + QVIRTIO_MMIO_MAGIC_VALUE) ==
+            ('v' | 'i' << 8 | 'r' << 16 | (uint32_t)'t' << 24) &&
+            qtest_readl(b->qts, addr + QVIRTIO_MMIO_DEVICE_ID) ==
+            VIRTIO_ID_BALLOON) {
+            qvirtio_mmio_init_device(&b->mmio, b->qts, addr, PAGE);
+            break;
+        }
+    }
+    g_assert_cmpint(i, <, 32);
+
+    alloc_init(&b->mmio_alloc, 0, ram + 0x1000000, ram + RAM_SIZE, PAGE);
+    b->alloc = &b->mmio_alloc;
+    b->dev = &b->mmio.vdev;
+}
+
+static Balloon *balloon_boot(const Transport *t, const char *options)
+{
+    Balloon *b = g_new0(Balloon, 1);
+    g_autofree char *cmdline =
+        g_strdup_printf("-machine %s -m %d -object iothread,id=io0"
+                        " -device %s,id=balloon%s", t->machine, RAM_MB,
+                        t->device, options);
+
+    b->t = t;
+    if (t->pci) {
+        QPCIAddress addr = { .devfn = QPCI_DEVFN(4, 0) };
+
+        b->qs = qtest_pc_boot("%s", cmdline);
+        b->qts = b->qs->qts;
+        b->alloc = &b->qs->alloc;
+        b->pci = virtio_pci_new(b->qs->pcibus, &addr);
+        g_assert_nonnull(b->pci);
+        qvirtio_pci_device_enable(b->pci);
+        b->dev = &b->pci->vdev;
+    } else {
+        b->qts = qtest_initf("-nodefaults %s", cmdline);
+        find_mmio(b);
+    }
+
+    qvirtio_start_device(b->dev);
+    b->offered = qvirtio_get_features(b->dev);
+    return b;
+}
+
+static void balloon_free_queues(Balloon *b)
+{
+    for (int i = 0; i < b->num_queues; i++) {
+        qvirtqueue_cleanup(b->dev->bus, b->vq[i], b->alloc);
+    }
+    b->num_queues = 0;
+}
+
+static void balloon_quit(Balloon *b)
+{
+    balloon_free_queues(b);
+    if (b->t->pci) {
+        qvirtio_pci_device_disable(b->pci);
+        g_free(b->pci->pdev);
+        g_free(b->pci);
+        qtest_shutdown(b->qs);
+    } else {
+        alloc_destroy(&b->mmio_alloc);
+        qtest_quit(b->qts);
+    }
+    g_free(b);
+}
+
+/* Accept the wanted features, as far as they are offered, and set up queues */
+static void balloon_negotiate(Balloon *b, uint64_t wanted)
+{
+    uint64_t features = b->offered & ~F_BAD & ~BIT64(VIRTIO_RING_F_EVENT_IDX) &
+                        ~BIT64(VIRTIO_F_NOTIFY_ON_EMPTY);
+
+    qvirtio_set_features(b->dev, features & (wanted | ~F_BALLOON));
+    b->num_queues = 3;
+    b->hint_vq = b->offered & F_HINT ? b->num_queues++ : -1;
+    b->reporting_vq = b->offered & F_REPORTING ? b->num_queues++ : -1;
+    for (int i = 0; i < b->num_queues; i++) {
+        b->vq[i] = qvirtqueue_setup(b->dev, b->alloc, i);
+    }
+    qvirtio_set_driver_ok(b->dev);
+}
+
+static Balloon *balloon_start(const Transport *t, const char *options)
+{
+    Balloon *b = balloon_boot(t, options);
+
+    balloon_negotiate(b, F_BALLOON);
+    return b;
+}
+
+/* Reset by the driver, and initialization from the start */
+static void balloon_restart(Balloon *b, uint64_t wanted)
+{
+    balloon_free_queues(b);
+    qvirtio_start_device(b->dev);
+    balloon_negotiate(b, wanted);
+}
+
+static uint8_t balloon_status(Balloon *b)
+{
+    return b->dev->bus->get_status(b->dev);
+}
+
+static void config_writel(Balloon *b, uint64_t offset, uint32_t value)
+{
+    if (!b->t->pci) {
+        qtest_writel(b->qts,
+                     b->mmio.addr + QVIRTIO_MMIO_DEVICE_SPECIFIC + offset,
+                     value);
+    } else if (b->offered & BIT64(VIRTIO_F_VERSION_1)) {
+        qpci_io_writel(b->pci->pdev, b->pci->bar,
+                       b->pci->device_cfg_offset + offset, value);
+    } else {
+        qpci_io_writel(b->pci->pdev, b->pci->bar,
+                       VIRTIO_PCI_CONFIG_OFF(false) + offset, value);
+    }
+}
+
+static uint32_t config_readl(Balloon *b, uint64_t offset)
+{
+    return qvirtio_config_readl(b->dev, offset);
+}
+
+#define CFG(field) offsetof(struct virtio_balloon_config, field)
+
+/*
+ * Queues
+ */
+
+/* Wait until an element returns; it must be the given one. */
+static void wait_used(Balloon *b, int q, uint32_t head)
+{
+    gint64 deadline = g_get_monotonic_time() + TIMEOUT_US;
+    uint32_t len = UINT32_MAX, idx;
+
+    while (!qvirtqueue_get_buf(b->qts, b->vq[q], &idx, &len)) {
+        g_assert_cmpint(g_get_monotonic_time(), <, deadline);
+        g_usleep(100);
+    }
+    g_assert_cmpint(idx, ==, head);
+    /* The balloon never writes to buffers */
+    g_assert_cmpint(len, ==, 0);
+}
+
+/* No element returns, even after everything that is pending was done. */
+static void assert_not_used(Balloon *b, int q)
+{
+    uint32_t idx;
+
+    qtest_clock_step(b->qts, 1000);
+    qtest_qmp_assert_success(b->qts, "{ 'execute': 'query-status' }");
+    g_assert_false(qvirtqueue_get_buf(b->qts, b->vq[q], &idx, NULL));
+}
+
+static uint32_t submit(Balloon *b, int q, uint64_t addr, uint32_t len,
+                       bool write)
+{
+    uint32_t head = qvirtqueue_add(b->qts, b->vq[q], addr, len, write, false);
+
+    qvirtqueue_kick(b->qts, b->dev, b->vq[q], head);
+    return head;
+}
+
+static uint64_t put(Balloon *b, const void *data, size_t len)
+{
+    uint64_t addr = guest_alloc(b->alloc, MAX(len, 1));
+
+    qtest_memwrite(b->qts, addr, data, len);
+    return addr;
+}
+
+static void send_pfns(Balloon *b, int q, const uint32_t *pfns, int n)
+{
+    g_autofree uint32_t *le = g_new(uint32_t, n);
+    uint64_t addr;
+
+    for (int i = 0; i < n; i++) {
+        le[i] = cpu_to_le32(pfns[i]);
+    }
+    addr = put(b, le, n * sizeof(*le));
+    wait_used(b, q, submit(b, q, addr, n * sizeof(*le), false));
+    guest_free(b->alloc, addr);
+}
+
+/* Allocate guest pages that contain a pattern */
+static uint64_t alloc_pages(Balloon *b, int n)
+{
+    uint64_t addr = guest_alloc(b->alloc, n * PAGE);
+
+    g_assert_cmphex(addr & (PAGE - 1), ==, 0);
+    qtest_memset(b->qts, addr, PATTERN, n * PAGE);
+    return addr;
+}
+
+static uint32_t pfn(uint64_t addr)
+{
+    return addr >> VIRTIO_BALLOON_PFN_SHIFT;
+}
+
+/* Whether a page consists of zeroes; otherwise it must have the pattern. */
+static bool is_zero(Balloon *b, uint64_t addr)
+{
+    uint8_t page[PAGE];
+    bool zero;
+
+    qtest_memread(b->qts, addr, page, PAGE);
+    zero = !page[0];
+    for (int i = 0; i < PAGE; i++) {
+        g_assert_cmphex(page[i], ==, zero ? 0 : PATTERN);
+    }
+    return zero;
+}
+
+/* Check n pages; in the string there is a '0' for each that is zero */
+static void assert_pages(Balloon *b, uint64_t addr, const char *expected)
+{
+    for (int i = 0; expected[i]; i++) {
+        if (is_zero(b, addr + i * PAGE) != (expected[i] == '0')) {
+            g_test_message("page %d", i);
+            g_test_fail();
+        }
+    }
+}
+
+/*
+ * QMP
+ */
+
+static int64_t query_balloon(Balloon *b)
+{
+    QDict *ret = qtest_qmp_assert_success_ref(
+        b->qts, "{ 'execute': 'query-balloon' }");
+    int64_t actual = qdict_get_int(ret, "actual");
+
+    qobject_unref(ret);
+    return actual;
+}
+
+static void set_balloon(Balloon *b, uint64_t value)
+{
+    qtest_qmp_assert_success(
+        b->qts, "{ 'execute': 'balloon', 'arguments': { 'value': %" PRId64
+        " } }", (int64_t)value);
+}
+
+/* The device itself, behind its proxy (if there is one) */
+static const char *backend_path(const Transport *t)
+{
+    return t->pci ? "/machine/peripheral/balloon/virtio-backend" :
+                    "/machine/peripheral/balloon";
+}
+
+static void set_interval(Balloon *b, int64_t value)
+{
+    qtest_qmp_assert_success(
+        b->qts, "{ 'execute': 'qom-set', 'arguments': {"
+        " 'path': '/machine/peripheral/balloon',"
+        " 'property': 'guest-stats-polling-interval',"
+        " 'value': %" PRId64 " } }", value);
+}
+
+static int64_t get_interval(Balloon *b, const char *path)
+{
+    QDict *resp = qtest_qmp(
+        b->qts, "{ 'execute': 'qom-get', 'arguments': { 'path': %s,"
+        " 'property': 'guest-stats-polling-interval' } }", path);
+    int64_t value = qdict_get_int(resp, "return");
+
+    qobject_unref(resp);
+    return value;
+}
+
+static QDict *get_stats(Balloon *b)
+{
+    return qtest_qmp_assert_success_ref(
+        b->qts, "{ 'execute': 'qom-get', 'arguments': {"
+        " 'path': '/machine/peripheral/balloon',"
+        " 'property': 'guest-stats' } }");
+}
+
+static uint64_t stat_value(QDict *ret, const char *name)
+{
+    QNum *num = qobject_to(QNum, qdict_get(qdict_get_qdict(ret, "stats"),
+                                           name));
+    uint64_t value;
+
+    g_assert_nonnull(num);
+    /* Large values are unsigned, others can be either */
+    if (!qnum_get_try_uint(num, &value)) {
+        value = qnum_get_int(num);
+    }
+    return value;
+}
+
+static void assert_stat(Balloon *b, const char *name, uint64_t expected)
+{
+    QDict *ret = get_stats(b);
+
+    g_assert_cmphex(stat_value(ret, name), ==, expected);
+    qobject_unref(ret);
+}
+
+static int64_t last_update(Balloon *b)
+{
+    QDict *ret = get_stats(b);
+    int64_t value = qdict_get_int(ret, "last-update");
+
+    qobject_unref(ret);
+    return value;
+}
+
+static void assert_error(QDict *resp, const char *expected)
+{
+    g_assert_true(qdict_haskey(resp, "error"));
+    g_assert_cmpstr(qdict_get_str(qdict_get_qdict(resp, "error"), "desc"), ==,
+                    expected);
+    qobject_unref(resp);
+}
+
+/*
+ * Features and configuration space
+ */
+
+typedef struct FeatureCase {
+    const Transport *t;
+    const char *property;
+    const char *value;          /* NULL for the default */
+    uint64_t bit;
+    bool expected;
+} FeatureCase;
+
+static void test_feature(const void *data)
+{
+    const FeatureCase *c = data;
+    g_autofree char *options =
+        c->value ? g_strdup_printf(",%s=%s,iothread=io0", c->property,
+                                   c->value) : g_strdup("");
+    Balloon *b = balloon_boot(c->t, options);
+    uint64_t expected = c->t->features | F_STATS | F_POISON;
+    uint64_t without;
+
+    expected = c->expected ? expected | c->bit : expected & ~c->bit;
+    g_assert_cmphex(b->offered, ==, expected);
+
+    g_assert_cmpint(qtest_qom_get_bool(b->qts, backend_path(c->t),
+                                       c->property), ==, c->expected);
+    g_assert_cmpint(qtest_qom_get_bool(b->qts, "/machine/peripheral/balloon",
+                                       c->property), ==, c->expected);
+
+    /* The driver accepts the feature, */
+    balloon_negotiate(b, F_BALLOON);
+    g_assert_cmpint(!!(b->dev->features & c->bit), ==, c->expected);
+    /* or everything except for it, */
+    balloon_restart(b, F_BALLOON & ~c->bit);
+    g_assert_cmphex(b->dev->features & c->bit, ==, 0);
+    /* or nothing */
+    balloon_restart(b, 0);
+    g_assert_cmphex(b->dev->features & F_BALLOON, ==, 0);
+
+    /* A feature that is not offered is rejected */
+    without = b->offered & ~F_BAD;
+    if (!c->expected && (b->offered & BIT64(VIRTIO_F_VERSION_1))) {
+        qvirtio_start_device(b->dev);
+        b->dev->bus->set_features(b->dev, without | c->bit);
+        b->dev->bus->set_status(b->dev, balloon_status(b) |
+                                VIRTIO_CONFIG_S_FEATURES_OK);
+        g_assert_cmphex(b->dev->bus->get_guest_features(b->dev) & c->bit,
+                        ==, 0);
+    }
+    balloon_quit(b);
+}
+
+typedef struct ConfigCase {
+    const Transport *t;
+    const char *options;
+    int size;
+    int queues;
+} ConfigCase;
+
+static void test_config(const void *data)
+{
+    const ConfigCase *c = data;
+    Balloon *b = balloon_start(c->t, c->options);
+    int i;
+
+    g_assert_cmpint(b->num_queues, ==, c->queues);
+    for (i = 0; i < 8; i++) {
+        static const int sizes[] = { 128, 128, 128 };
+        int size = i < 3 ? sizes[i] :
+                   i == b->hint_vq ? 1024 : i == b->reporting_vq ? 32 : 0;
+
+        if (i >= b->num_queues) {
+            /* libqos insists on queues that are not set up yet */
+            b->dev->bus->queue_select(b->dev, i);
+            g_assert_cmpint(b->dev->bus->get_queue_size(b->dev), ==, 0);
+        } else {
+            g_assert_cmpint(b->vq[i]->size, ==, size);
+        }
+    }
+
+    set_balloon(b, RAM_SIZE - 5 * PAGE);
+    config_writel(b, CFG(actual), 3);
+    if (c->size >= 16) {
+        config_writel(b, CFG(poison_val), 0xaabbccdd);
+    }
+    for (i = 0; i < c->size; i += 4) {
+        uint32_t expected = i == CFG(num_pages) ? 5 : i == CFG(actual) ? 3 :
+            i == CFG(poison_val) && (b->dev->features & F_POISON) ?
+            0xaabbccdd : 0;
+
+        g_assert_cmphex(config_readl(b, i), ==, expected);
+        g_assert_cmphex(qvirtio_config_readb(b->dev, i), ==, expected & 0xff);
+        g_assert_cmphex(qvirtio_config_readw(b->dev, i), ==,
+                        expected & 0xffff);
+    }
+    /* The end of the configuration space */
+    if (c->t->pci && (b->offered & BIT64(VIRTIO_F_VERSION_1))) {
+        g_assert_cmphex(qvirtio_config_readb(b->dev, c->size), ==, 0);
+    } else {
+        g_assert_cmphex(qvirtio_config_readb(b->dev, c->size), ==, 0xff);
+    }
+    balloon_quit(b);
+}
+
+static void test_target(const void *data)
+{
+    Balloon *b = balloon_start(data, "");
+    QDict *event;
+
+    g_assert_cmpint(query_balloon(b), ==, RAM_SIZE);
+
+    set_balloon(b, RAM_SIZE / 2);
+    qvirtio_wait_config_isr(b->dev, TIMEOUT_US);
+    g_assert_cmpint(config_readl(b, CFG(num_pages)), ==, RAM_SIZE / 2 / PAGE);
+    g_assert_cmpint(query_balloon(b), ==, RAM_SIZE);
+
+    /* The driver follows */
+    config_writel(b, CFG(actual), RAM_SIZE / 4 / PAGE);
+    event = qtest_qmp_eventwait_ref(b->qts, "BALLOON_CHANGE");
+    g_assert_cmpint(qdict_get_int(qdict_get_qdict(event, "data"), "actual"),
+                    ==, RAM_SIZE - RAM_SIZE / 4);
+    qobject_unref(event);
+    g_assert_cmpint(query_balloon(b), ==, RAM_SIZE - RAM_SIZE / 4);
+    g_assert_cmpint(config_readl(b, CFG(num_pages)), ==, RAM_SIZE / 2 / PAGE);
+
+    /* Parts of pages, and more than there is */
+    set_balloon(b, RAM_SIZE - 3 * PAGE + 1);
+    g_assert_cmpint(config_readl(b, CFG(num_pages)), ==, 2);
+    set_balloon(b, 1);
+    g_assert_cmpint(config_readl(b, CFG(num_pages)), ==, RAM_SIZE / PAGE - 1);
+    set_balloon(b, RAM_SIZE * 4);
+    g_assert_cmpint(config_readl(b, CFG(num_pages)), ==, 0);
+
+    /* The target survives a reset by the driver, and so does the size */
+    set_balloon(b, RAM_SIZE - 7 * PAGE);
+    balloon_restart(b, F_BALLOON);
+    g_assert_cmpint(config_readl(b, CFG(num_pages)), ==, 7);
+    g_assert_cmpint(config_readl(b, CFG(actual)), ==, RAM_SIZE / 4 / PAGE);
+
+    assert_error(qtest_qmp(b->qts, "{ 'execute': 'balloon',"
+                                   " 'arguments': { 'value': 0 } }"),
+                 "Parameter 'target' expects a size");
+    assert_error(qtest_qmp(b->qts, "{ 'execute': 'balloon',"
+                                   " 'arguments': { 'value': -1 } }"),
+                 "Parameter 'target' expects a size");
+    balloon_quit(b);
+}
+
+static void test_poison_config(const void *data)
+{
+    Balloon *b = balloon_start(data, "");
+
+    config_writel(b, CFG(poison_val), 0x12345678);
+    g_assert_cmphex(config_readl(b, CFG(poison_val)), ==, 0x12345678);
+
+    /* A reset forgets the value; without the feature it cannot be set */
+    balloon_restart(b, F_BALLOON & ~F_POISON);
+    g_assert_cmphex(config_readl(b, CFG(poison_val)), ==, 0);
+    config_writel(b, CFG(poison_val), 0x12345678);
+    g_assert_cmphex(config_readl(b, CFG(poison_val)), ==, 0);
+
+    /* The host's fields are not the driver's */
+    config_writel(b, CFG(num_pages), 0x1111);
+    config_writel(b, CFG(actual), 0);
+    g_assert_cmphex(config_readl(b, CFG(num_pages)), ==, 0);
+    balloon_quit(b);
+}
+
+/*
+ * Inflating and deflating
+ */
+
+static void test_inflate_one(const void *data)
+{
+    Balloon *b = balloon_start(data, "");
+    uint64_t mem = alloc_pages(b, 3);
+
+    send_pfns(b, IVQ, &(uint32_t){ pfn(mem) + 1 }, 1);
+    assert_pages(b, mem, "P0P");
+    /* once more does no harm */
+    send_pfns(b, IVQ, &(uint32_t){ pfn(mem) + 1 }, 1);
+    assert_pages(b, mem, "P0P");
+    balloon_quit(b);
+}
+
+static void test_inflate_many(const void *data)
+{
+    Balloon *b = balloon_start(data, "");
+    uint64_t mem = alloc_pages(b, 260);
+    uint32_t pfns[256];
+    int i;
+
+    for (i = 0; i < 256; i++) {
+        pfns[i] = pfn(mem) + 257 - i;
+    }
+    send_pfns(b, IVQ, pfns, 256);
+    for (i = 0; i < 260; i++) {
+        g_assert_cmpint(is_zero(b, mem + i * PAGE), ==, i >= 2 && i < 258);
+    }
+    balloon_quit(b);
+}
+
+/* Many elements at once, which are returned in order */
+static void test_inflate_batch(const void *data)
+{
+    Balloon *b = balloon_start(data, "");
+    uint64_t mem = alloc_pages(b, 101);
+    uint32_t head = 0;
+    int i;
+
+    for (i = 0; i < 50; i++) {
+        uint32_t le = cpu_to_le32(pfn(mem) + 1 + 2 * i);
+
+        head = qvirtqueue_add(b->qts, b->vq[IVQ], put(b, &le, 4), 4, false,
+                              false);
+        /* Kick for the last one only */
+        if (i < 49) {
+            qtest_writew(b->qts, b->vq[IVQ]->avail + 4 + 2 * i, head);
+        }
+    }
+    qvirtqueue_set_avail_idx(b->qts, b->dev, b->vq[IVQ], 49);
+    qvirtqueue_kick(b->qts, b->dev, b->vq[IVQ], head);
+    for (i = 0; i < 50; i++) {
+        wait_used(b, IVQ, i);
+    }
+    for (i = 0; i < 101; i++) {
+        g_assert_cmpint(is_zero(b, mem + i * PAGE), ==, i & 1);
+    }
+    balloon_quit(b);
+}
+
+/* PFNs that are divided among descriptors */
+static void test_inflate_chain(const void *data)
+{
+    static const int parts[] = { 3, 1, 6, 2 };
+    Balloon *b = balloon_start(data, "");
+    uint64_t mem = alloc_pages(b, 5);
+    uint32_t le[] = {
+        cpu_to_le32(pfn(mem) + 3),
+        cpu_to_le32(pfn(mem) + 1),
+        cpu_to_le32(pfn(mem)),
+    };
+    uint32_t head = 0;
+    int offset = 0;
+
+    for (int i = 0; i < ARRAY_SIZE(parts); i++) {
+        uint32_t id = qvirtqueue_add(b->qts, b->vq[IVQ],
+                                     put(b, (char *)le + offset, parts[i]),
+                                     parts[i], false,
+                                     i < ARRAY_SIZE(parts) - 1);
+
+        head = i ? head : id;
+        offset += parts[i];
+    }
+    qvirtqueue_kick(b->qts, b->dev, b->vq[IVQ], head);
+    wait_used(b, IVQ, head);
+    assert_pages(b, mem, "00P0P");
+    balloon_quit(b);
+}
+
+static void test_inflate_indirect(const void *data)
+{
+    Balloon *b = balloon_start(data, "");
+    uint64_t mem = alloc_pages(b, 4);
+    uint32_t le[] = { cpu_to_le32(pfn(mem) + 2), cpu_to_le32(pfn(mem)) };
+    QVRingIndirectDesc *indirect =
+        qvring_indirect_desc_setup(b->qts, b->dev, b->alloc, 2);
+    uint32_t head;
+
+    qvring_indirect_desc_add(b->dev, b->qts, indirect, put(b, &le[0], 4), 4,
+                             false);
+    qvring_indirect_desc_add(b->dev, b->qts, indirect, put(b, &le[1], 4), 4,
+                             false);
+    head = qvirtqueue_add_indirect(b->qts, b->vq[IVQ], indirect);
+    qvirtqueue_kick(b->qts, b->dev, b->vq[IVQ], head);
+    wait_used(b, IVQ, head);
+    assert_pages(b, mem, "0P0P");
+    g_free(indirect);
+    balloon_quit(b);
+}
+
+static void test_deflate(const void *data)
+{
+    Balloon *b = balloon_start(data, "");
+    uint64_t mem = alloc_pages(b, 4);
+    uint32_t pfns[] = { pfn(mem) + 1, pfn(mem) + 2 };
+
+    /* Contents are kept, whether the page was in the balloon or not */
+    send_pfns(b, IVQ, pfns, 1);
+    send_pfns(b, DVQ, pfns, 2);
+    assert_pages(b, mem, "P0PP");
+    qtest_memset(b->qts, mem + PAGE, PATTERN, PAGE);
+    assert_pages(b, mem, "PPPP");
+    balloon_quit(b);
+}
+
+/* Bits of the device status that tell that the driver did something wrong */
+static bool is_broken(Balloon *b)
+{
+    return balloon_status(b) & VIRTIO_CONFIG_S_NEEDS_RESET;
+}
+
+static void test_bad_pfns(const void *data)
+{
+    Balloon *b = balloon_start(data, "");
+    uint64_t mem = alloc_pages(b, 3);
+    uint32_t bad[] = {
+        UINT32_MAX,
+        INT32_MAX,
+        pfn(RAM_SIZE * 64),
+        /* Nothing is mapped at the first, devices are at the rest */
+        0xd0000,
+        b->t->pci ? 0xfee00 : pfn(b->mmio.addr),
+        0xfffff,
+    };
+
+    for (int q = IVQ; q <= DVQ; q++) {
+        send_pfns(b, q, bad, ARRAY_SIZE(bad));
+        g_assert_false(is_broken(b));
+    }
+
+    /* The good ones among them are not affected */
+    bad[1] = pfn(mem) + 2;
+    bad[5] = pfn(mem);
+    send_pfns(b, IVQ, bad, ARRAY_SIZE(bad));
+    assert_pages(b, mem, "0P0");
+    g_assert_false(is_broken(b));
+    balloon_quit(b);
+}
+
+/* ROM and whatever else is below 1 MiB on a PC */
+static void test_rom(const void *data)
+{
+    Balloon *b = balloon_start(data, "");
+    uint8_t before[0x10000], after[0x10000];
+    uint32_t pfns[16];
+
+    qtest_memread(b->qts, 0xf0000, before, sizeof(before));
+    for (int i = 0; i < 16; i++) {
+        pfns[i] = 0xf0 + i;
+    }
+    send_pfns(b, IVQ, pfns, 16);
+    qtest_memread(b->qts, 0xf0000, after, sizeof(after));
+    g_assert_cmpmem(before, sizeof(before), after, sizeof(after));
+
+    for (int i = 0; i < 16; i++) {
+        pfns[i] = 0xffff0 + i;
+    }
+    send_pfns(b, IVQ, pfns, 16);
+    qtest_memread(b->qts, 0xffff0000, after, sizeof(after));
+    g_assert_cmpmem(before, sizeof(before), after, sizeof(after));
+    balloon_quit(b);
+}
+
+static void test_truncated(const void *data)
+{
+    Balloon *b = balloon_start(data, "");
+    uint64_t mem = alloc_pages(b, 3);
+    uint32_t le[] = { cpu_to_le32(pfn(mem)), cpu_to_le32(pfn(mem) + 1) };
+    uint64_t addr = put(b, le, sizeof(le));
+
+    for (int len = 1; len < 4; len++) {
+        wait_used(b, IVQ, submit(b, IVQ, addr, len, false));
+        assert_pages(b, mem, "PPP");
+    }
+    for (int len = 5; len < 8; len++) {
+        wait_used(b, IVQ, submit(b, IVQ, addr, len, false));
+        assert_pages(b, mem, "0PP");
+    }
+    g_assert_false(is_broken(b));
+    balloon_quit(b);
+}
+
+/* There is nothing for the device to read. */
+static void test_in_only(const void *data)
+{
+    Balloon *b = balloon_start(data, "");
+    uint64_t mem = alloc_pages(b, 2);
+
+    for (int q = IVQ; q <= SVQ; q++) {
+        uint32_t head = submit(b, q, mem, PAGE, true);
+
+        if (q != SVQ) {
+            wait_used(b, q, head);
+        }
+    }
+    assert_pages(b, mem, "PP");
+    g_assert_false(is_broken(b));
+    balloon_quit(b);
+}
+
+/* Empty descriptors are not allowed; the device recovers with a reset. */
+static void test_zero_length(const void *data)
+{
+    Balloon *b = balloon_start(data, "");
+    uint64_t mem = alloc_pages(b, 2);
+
+    submit(b, IVQ, mem, 0, false);
+    assert_not_used(b, IVQ);
+    if (b->offered & BIT64(VIRTIO_F_VERSION_1)) {
+        g_assert_true(is_broken(b));
+    }
+    /* All queues are affected */
+    submit(b, DVQ, mem, 4, false);
+    assert_not_used(b, DVQ);
+
+    balloon_restart(b, F_BALLOON);
+    g_assert_false(is_broken(b));
+    send_pfns(b, IVQ, &(uint32_t){ pfn(mem) }, 1);
+    assert_pages(b, mem, "0P");
+    balloon_quit(b);
+}
+
+/* Rings that make no sense must not do any harm to QEMU. */
+static void test_bad_rings(const void *data)
+{
+    Balloon *b = balloon_start(data, "");
+    QVirtQueue *vq = b->vq[IVQ];
+    uint64_t mem = alloc_pages(b, 1);
+    uint32_t head;
+
+    /* A chain that is a loop */
+    head = qvirtqueue_add(b->qts, vq, mem, 4, false, true);
+    qtest_writew(b->qts, vq->desc + 16 * head + 14, head);
+    qvirtqueue_kick(b->qts, b->dev, vq, head);
+    assert_not_used(b, IVQ);
+
+    /* Far more elements than fit into the queue */
+    balloon_restart(b, F_BALLOON);
+    qvirtqueue_set_avail_idx(b->qts, b->dev, b->vq[IVQ], 0x8000);
+    b->dev->bus->virtqueue_kick(b->dev, b->vq[IVQ]);
+    assert_not_used(b, IVQ);
+
+    /* A descriptor that does not exist */
+    balloon_restart(b, F_BALLOON);
+    qvirtqueue_kick(b->qts, b->dev, b->vq[DVQ], 0xffff);
+    assert_not_used(b, DVQ);
+
+    /* Buffers where there is no memory */
+    balloon_restart(b, F_BALLOON);
+    submit(b, IVQ, 0xffffffff00000ULL, PAGE, false);
+    assert_not_used(b, SVQ);
+
+    balloon_restart(b, F_BALLOON);
+    send_pfns(b, IVQ, &(uint32_t){ pfn(mem) }, 1);
+    assert_pages(b, mem, "0");
+    balloon_quit(b);
+}
+
+static void test_interrupt(const void *data)
+{
+    Balloon *b = balloon_start(data, "");
+    uint64_t mem = alloc_pages(b, 1);
+    uint32_t le = cpu_to_le32(pfn(mem));
+    uint64_t addr = put(b, &le, 4);
+    uint32_t len = UINT32_MAX;
+
+    g_assert_false(b->dev->bus->get_queue_isr_status(b->dev, b->vq[IVQ]));
+    qvirtio_wait_used_elem(b->qts, b->dev, b->vq[IVQ],
+                           submit(b, IVQ, addr, 4, false), &len, TIMEOUT_US);
+    g_assert_cmpint(len, ==, 0);
+    g_assert_false(b->dev->bus->get_queue_isr_status(b->dev, b->vq[IVQ]));
+
+    /* The driver does not want to be interrupted */
+    qtest_writew(b->qts, b->vq[IVQ]->avail, VRING_AVAIL_F_NO_INTERRUPT);
+    wait_used(b, IVQ, submit(b, IVQ, addr, 4, false));
+    g_assert_false(b->dev->bus->get_queue_isr_status(b->dev, b->vq[IVQ]));
+    balloon_quit(b);
+}
+
+/*
+ * Statistics
+ */
+
+typedef struct QEMU_PACKED Stat {
+    uint16_t tag;
+    uint64_t val;
+} Stat;
+
+static Stat stat_entry(uint16_t tag, uint64_t val)
+{
+    return (Stat) { cpu_to_le16(tag), cpu_to_le64(val) };
+}
+
+static uint32_t send_stats(Balloon *b, const Stat *stats, int n)
+{
+    return submit(b, SVQ, put(b, stats, n * sizeof(*stats)),
+                  n * sizeof(*stats), false);
+}
+
+/* The device has seen what the driver has sent */
+static void sync_stats(Balloon *b, const char *name, uint64_t value)
+{
+    gint64 deadline = g_get_monotonic_time() + TIMEOUT_US;
+
+    for (;;) {
+        QDict *ret = get_stats(b);
+        bool seen = stat_value(ret, name) == value;
+
+        qobject_unref(ret);
+        if (seen) {
+            return;
+        }
+        g_assert_cmpint(g_get_monotonic_time(), <, deadline);
+        g_usleep(100);
+    }
+}
+
+static void test_stats(const void *data)
+{
+    static const char *names[] = {
+        "stat-swap-in", "stat-swap-out", "stat-major-faults",
+        "stat-minor-faults", "stat-free-memory", "stat-total-memory",
+        "stat-available-memory", "stat-disk-caches", "stat-htlb-pgalloc",
+        "stat-htlb-pgfail", "stat-oom-kills", "stat-alloc-stalls",
+        "stat-async-scans", "stat-direct-scans", "stat-async-reclaims",
+        "stat-direct-reclaims",
+    };
+    Balloon *b = balloon_start(data, "");
+    Stat stats[ARRAY_SIZE(names)];
+    uint32_t head;
+    int i;
+
+    QEMU_BUILD_BUG_ON(ARRAY_SIZE(names) != VIRTIO_BALLOON_S_NR);
+    g_assert_cmpint(last_update(b), ==, 0);
+    for (i = 0; i < ARRAY_SIZE(names); i++) {
+        assert_stat(b, names[i], UNSET);
+        stats[i] = stat_entry(i, 1000 + i);
+    }
+    stats[5].val = cpu_to_le64(UINT64_MAX - 1);
+
+    head = send_stats(b, stats, ARRAY_SIZE(stats));
+    sync_stats(b, names[15], 1015);
+    for (i = 0; i < ARRAY_SIZE(names); i++) {
+        assert_stat(b, names[i], i == 5 ? UINT64_MAX - 1 : 1000 + i);
+    }
+    g_assert_cmpint(last_update(b), >, 1700000000);
+    /* The buffer stays with the device, because nobody polls */
+    assert_not_used(b, SVQ);
+
+    set_interval(b, 10);
+    g_assert_cmpint(get_interval(b, backend_path(b->t)), ==, 10);
+    g_assert_cmpint(get_interval(b, "/machine/peripheral/balloon"), ==, 10);
+    /* At once, */
+    qtest_clock_step(b->qts, 1000);
+    wait_used(b, SVQ, head);
+    /* and then again after the interval; what was not sent is unset */
+    stats[0] = stat_entry(7, 77);
+    stats[1] = stat_entry(VIRTIO_BALLOON_S_NR, 1);
+    stats[2] = stat_entry(0xffff, 2);
+    stats[3] = stat_entry(6, 66);
+    stats[4] = stat_entry(7, 78);
+    head = send_stats(b, stats, 5);
+    sync_stats(b, names[7], 78);
+    for (i = 0; i < ARRAY_SIZE(names); i++) {
+        assert_stat(b, names[i], i == 6 ? 66 : i == 7 ? 78 : UNSET);
+    }
+    qtest_clock_step(b->qts, 9 * NANOSECONDS_PER_SECOND);
+    assert_not_used(b, SVQ);
+    qtest_clock_step(b->qts, 2 * NANOSECONDS_PER_SECOND);
+    wait_used(b, SVQ, head);
+
+    /* The timer goes on even if the driver has not answered yet */
+    qtest_clock_step(b->qts, 50 * NANOSECONDS_PER_SECOND);
+    head = send_stats(b, stats, 1);
+    sync_stats(b, names[7], 77);
+    qtest_clock_step(b->qts, 11 * NANOSECONDS_PER_SECOND);
+    wait_used(b, SVQ, head);
+
+    /* Disabled */
+    head = send_stats(b, stats + 3, 1);
+    sync_stats(b, names[6], 66);
+    set_interval(b, 0);
+    qtest_clock_step(b->qts, 100 * NANOSECONDS_PER_SECOND);
+    assert_not_used(b, SVQ);
+    balloon_quit(b);
+}
+
+static void test_stats_interval(const void *data)
+{
+    Balloon *b = balloon_start(data, "");
+    Stat stats[] = { stat_entry(4, 44) };
+    uint32_t head = send_stats(b, stats, 1);
+
+    sync_stats(b, "stat-free-memory", 44);
+    set_interval(b, 100);
+    qtest_clock_step(b->qts, 1000);
+    wait_used(b, SVQ, head);
+    stats[0] = stat_entry(4, 45);
+    head = send_stats(b, stats, 1);
+    sync_stats(b, "stat-free-memory", 45);
+
+    /* A shorter interval counts from now */
+    qtest_clock_step(b->qts, 50 * NANOSECONDS_PER_SECOND);
+    set_interval(b, 5);
+    qtest_clock_step(b->qts, 4 * NANOSECONDS_PER_SECOND);
+    assert_not_used(b, SVQ);
+    qtest_clock_step(b->qts, 2 * NANOSECONDS_PER_SECOND);
+    wait_used(b, SVQ, head);
+
+    assert_error(
+        qtest_qmp(b->qts, "{ 'execute': 'qom-set', 'arguments': {"
+                  " 'path': '/machine/peripheral/balloon',"
+                  " 'property': 'guest-stats-polling-interval',"
+                  " 'value': -1 } }"),
+        "timer value must be greater than zero");
+    assert_error(
+        qtest_qmp(b->qts, "{ 'execute': 'qom-set', 'arguments': {"
+                  " 'path': '/machine/peripheral/balloon',"
+                  " 'property': 'guest-stats-polling-interval',"
+                  " 'value': 4294967296 } }"),
+        "timer value is too big");
+    g_assert_cmpint(get_interval(b, "/machine/peripheral/balloon"), ==, 5);
+    set_interval(b, 4294967295);
+    g_assert_cmpint(get_interval(b, "/machine/peripheral/balloon"), ==,
+                    4294967295);
+    balloon_quit(b);
+}
+
+/* A driver that sends another buffer gets back the first one */
+static void test_stats_twice(const void *data)
+{
+    Balloon *b = balloon_start(data, "");
+    Stat stats[] = { stat_entry(0, 1), stat_entry(0, 2) };
+    uint32_t first = send_stats(b, stats, 1), second;
+
+    sync_stats(b, "stat-swap-in", 1);
+    second = send_stats(b, stats + 1, 1);
+    wait_used(b, SVQ, first);
+    assert_stat(b, "stat-swap-in", 2);
+    assert_not_used(b, SVQ);
+    set_interval(b, 1);
+    qtest_clock_step(b->qts, 1000);
+    wait_used(b, SVQ, second);
+    balloon_quit(b);
+}
+
+/* Entries that are not complete are ignored */
+static void test_stats_truncated(const void *data)
+{
+    Balloon *b = balloon_start(data, "");
+    Stat stats[] = { stat_entry(0, 1), stat_entry(1, 2) };
+    uint64_t addr = put(b, stats, sizeof(stats));
+    int64_t before;
+
+    submit(b, SVQ, addr, sizeof(stats) - 1, false);
+    sync_stats(b, "stat-swap-in", 1);
+    assert_stat(b, "stat-swap-out", UNSET);
+    before = last_update(b);
+
+    submit(b, SVQ, addr, 1, false);
+    sync_stats(b, "stat-swap-in", UNSET);
+    g_assert_cmpint(last_update(b), >=, before);
+    g_assert_false(is_broken(b));
+    balloon_quit(b);
+}
+
+static void test_stats_reset(const void *data)
+{
+    Balloon *b = balloon_start(data, "");
+    Stat stats[] = { stat_entry(3, 33) };
+    uint32_t head;
+
+    send_stats(b, stats, 1);
+    sync_stats(b, "stat-minor-faults", 33);
+
+    /* The device has the buffer; a reset by the driver takes it away, */
+    balloon_restart(b, F_BALLOON);
+    assert_stat(b, "stat-minor-faults", 33);
+    set_interval(b, 1);
+    qtest_clock_step(b->qts, 5 * NANOSECONDS_PER_SECOND);
+    assert_not_used(b, SVQ);
+    head = send_stats(b, stats, 1);
+    qtest_clock_step(b->qts, 5 * NANOSECONDS_PER_SECOND);
+    wait_used(b, SVQ, head);
+
+    /* and one of the machine also the statistics. */
+    send_stats(b, stats, 1);
+    qtest_qmp_assert_success(b->qts, "{ 'execute': 'system_reset' }");
+    qtest_qmp_eventwait(b->qts, "RESET");
+    assert_stat(b, "stat-minor-faults", UNSET);
+    g_assert_cmpint(last_update(b), ==, 0);
+    g_assert_cmpint(get_interval(b, "/machine/peripheral/balloon"), ==, 1);
+    balloon_quit(b);
+}
+
+/* The VM is stopped and continued while the device has a buffer */
+static void test_stop_cont(const void *data)
+{
+    Balloon *b = balloon_start(data, "");
+    Stat stats[] = { stat_entry(9, 99) };
+    uint64_t mem = alloc_pages(b, 2);
+    uint32_t head = send_stats(b, stats, 1);
+
+    sync_stats(b, "stat-htlb-pgfail", 99);
+    qtest_qmp_assert_success(b->qts, "{ 'execute': 'stop' }");
+    g_assert_cmpint(query_balloon(b), ==, RAM_SIZE);
+    set_balloon(b, RAM_SIZE / 2);
+    qtest_qmp_assert_success(b->qts, "{ 'execute': 'cont' }");
+    g_assert_cmpint(config_readl(b, CFG(num_pages)), ==, RAM_SIZE / 2 / PAGE);
+
+    assert_not_used(b, SVQ);
+    set_interval(b, 1);
+    qtest_clock_step(b->qts, 1000);
+    wait_used(b, SVQ, head);
+    send_pfns(b, IVQ, &(uint32_t){ pfn(mem) + 1 }, 1);
+    assert_pages(b, mem, "P0");
+    balloon_quit(b);
+}
+
+/*
+ * Free page reporting
+ */
+
+static void report(Balloon *b, uint64_t addr, uint32_t len)
+{
+    wait_used(b, b->reporting_vq, submit(b, b->reporting_vq, addr, len, true));
+}
+
+static void test_reporting(const void *data)
+{
+    Balloon *b = balloon_start(data, ",free-page-reporting=on");
+    uint64_t mem = alloc_pages(b, 6);
+    uint32_t head;
+
+    report(b, mem + PAGE, 2 * PAGE);
+    assert_pages(b, mem, "P00PPP");
+
+    /* Several ranges in one element */
+    head = qvirtqueue_add(b->qts, b->vq[b->reporting_vq], mem, PAGE, true,
+                          true);
+    qvirtqueue_add(b->qts, b->vq[b->reporting_vq], mem + 4 * PAGE, 2 * PAGE,
+                   true, false);
+    qvirtqueue_kick(b->qts, b->dev, b->vq[b->reporting_vq], head);
+    wait_used(b, b->reporting_vq, head);
+    assert_pages(b, mem, "000P00");
+    balloon_quit(b);
+}
+
+static void test_reporting_bad(const void *data)
+{
+    Balloon *b = balloon_start(data, ",free-page-reporting=on");
+    uint64_t mem = alloc_pages(b, 4);
+    uint32_t le = cpu_to_le32(pfn(mem));
+
+    /* Not whole pages */
+    report(b, mem + 1, PAGE);
+    report(b, mem, PAGE - 1);
+    report(b, mem + 512, 2 * PAGE - 512);
+    assert_pages(b, mem, "PPPP");
+    /* Not for the device to write */
+    wait_used(b, b->reporting_vq,
+              submit(b, b->reporting_vq, put(b, &le, 4), 4, false));
+    assert_pages(b, mem, "PPPP");
+    g_assert_false(is_broken(b));
+    report(b, mem + 3 * PAGE, PAGE);
+    assert_pages(b, mem, "PPP0");
+    balloon_quit(b);
+}
+
+static void test_reporting_poison(const void *data)
+{
+    Balloon *b = balloon_start(data, ",free-page-reporting=on");
+    uint64_t mem = alloc_pages(b, 2);
+
+    config_writel(b, CFG(poison_val), PATTERN);
+    report(b, mem, PAGE);
+    assert_pages(b, mem, "PP");
+    /* The balloon itself does not care */
+    send_pfns(b, IVQ, &(uint32_t){ pfn(mem) + 1 }, 1);
+    assert_pages(b, mem, "P0");
+    config_writel(b, CFG(poison_val), 0);
+    report(b, mem, PAGE);
+    assert_pages(b, mem, "00");
+    balloon_quit(b);
+}
+
+/*
+ * Free page hinting, and migration
+ */
+
+/* Wait until the device shows a command ID other than the given one. */
+static uint32_t wait_cmd_id(Balloon *b, uint32_t old)
+{
+    gint64 deadline = g_get_monotonic_time() + TIMEOUT_US;
+    uint32_t id;
+
+    while ((id = config_readl(b, CFG(free_page_hint_cmd_id))) == old) {
+        g_assert_cmpint(g_get_monotonic_time(), <, deadline);
+        g_usleep(1000);
+    }
+    return id;
+}
+
+static void migrate_slowly(Balloon *b, const char *uri)
+{
+    /* so that the test can do something meanwhile */
+    qtest_qmp_assert_success(
+        b->qts, "{ 'execute': 'migrate-set-parameters',"
+        " 'arguments': { 'max-bandwidth': 100000 } }");
+    qtest_qmp_assert_success(
+        b->qts, "{ 'execute': 'migrate', 'arguments': { 'uri': %s } }", uri);
+}
+
+static void wait_migration(Balloon *b, const char *status)
+{
+    gint64 deadline = g_get_monotonic_time() + TIMEOUT_US;
+
+    for (;;) {
+        QDict *ret = qtest_qmp_assert_success_ref(
+            b->qts, "{ 'execute': 'query-migrate' }");
+        bool done = !g_strcmp0(qdict_get_try_str(ret, "status"), status);
+
+        qobject_unref(ret);
+        if (done) {
+            return;
+        }
+        g_assert_cmpint(g_get_monotonic_time(), <, deadline);
+        g_usleep(10000);
+    }
+}
+
+static void test_hinting(const void *data)
+{
+    Balloon *b = balloon_start(data, ",free-page-hint=on,iothread=io0");
+    uint64_t mem = alloc_pages(b, 16);
+    uint32_t id, le;
+    uint64_t addr;
+
+    g_assert_cmphex(config_readl(b, CFG(free_page_hint_cmd_id)), ==,
+                    VIRTIO_BALLOON_CMD_ID_STOP);
+    /* Hints that nobody has asked for are returned */
+    wait_used(b, b->hint_vq, submit(b, b->hint_vq, mem, PAGE, true));
+
+    migrate_slowly(b, "exec:cat > /dev/null");
+    id = wait_cmd_id(b, VIRTIO_BALLOON_CMD_ID_STOP);
+    g_assert_cmphex(id, >, 0x80000000);
+
+    le = cpu_to_le32(id);
+    addr = put(b, &le, 4);
+    wait_used(b, b->hint_vq, submit(b, b->hint_vq, addr, 4, false));
+    /* The round has begun, so there is nothing to ask for any more */
+    g_assert_cmphex(config_readl(b, CFG(free_page_hint_cmd_id)), ==,
+                    VIRTIO_BALLOON_CMD_ID_STOP);
+    for (int i = 0; i < 16; i++) {
+        wait_used(b, b->hint_vq,
+                  submit(b, b->hint_vq, mem + i * PAGE, PAGE, true));
+    }
+    /* Pages are only skipped, not discarded */
+    assert_pages(b, mem, "PPPPPPPPPPPPPPPP");
+
+    /* The driver has no more */
+    le = cpu_to_le32(VIRTIO_BALLOON_CMD_ID_STOP);
+    qtest_memwrite(b->qts, addr, &le, 4);
+    wait_used(b, b->hint_vq, submit(b, b->hint_vq, addr, 4, false));
+
+    qtest_qmp_assert_success(b->qts, "{ 'execute': 'migrate_cancel' }");
+    wait_migration(b, "cancelled");
+    g_assert_cmphex(wait_cmd_id(b, VIRTIO_BALLOON_CMD_ID_STOP), ==,
+                    VIRTIO_BALLOON_CMD_ID_DONE);
+
+    /* The next one has another ID */
+    migrate_slowly(b, "exec:cat > /dev/null");
+    g_assert_cmphex(wait_cmd_id(b, VIRTIO_BALLOON_CMD_ID_DONE), ==, id + 1);
+    /* Reset in the middle of it */
+    balloon_restart(b, F_BALLOON);
+    g_assert_cmphex(config_readl(b, CFG(free_page_hint_cmd_id)), ==,
+                    VIRTIO_BALLOON_CMD_ID_STOP);
+    qtest_qmp_assert_success(b->qts, "{ 'execute': 'migrate_cancel' }");
+    wait_migration(b, "cancelled");
+    balloon_quit(b);
+}
+
+/* A command ID that is too short breaks the device, but not QEMU */
+static void test_hinting_bad_command(const void *data)
+{
+    Balloon *b = balloon_start(data, ",free-page-hint=on,iothread=io0");
+    uint64_t mem = alloc_pages(b, 1);
+
+    submit(b, b->hint_vq, mem, 3, false);
+    if (b->offered & BIT64(VIRTIO_F_VERSION_1)) {
+        gint64 deadline = g_get_monotonic_time() + TIMEOUT_US;
+
+        while (!is_broken(b)) {
+            g_assert_cmpint(g_get_monotonic_time(), <, deadline);
+            g_usleep(100);
+        }
+    }
+    balloon_restart(b, F_BALLOON);
+    g_assert_false(is_broken(b));
+    wait_used(b, b->hint_vq, submit(b, b->hint_vq, mem, PAGE, true));
+    balloon_quit(b);
+}
+
+/* The state arrives at the destination. */
+static void test_migrate(const void *data)
+{
+    const char *options = ",free-page-hint=on,iothread=io0,deflate-on-oom=on";
+    g_autofree char *path = g_strdup_printf("%s/balloon-%d.mig",
+                                            g_get_tmp_dir(), getpid());
+    g_autofree char *uri = g_strdup_printf("file:%s", path);
+    Balloon *src = balloon_start(data, options), *dst;
+    uint64_t mem = alloc_pages(src, 2);
+    Stat stats[] = { stat_entry(1, 11) };
+
+    set_balloon(src, RAM_SIZE - 50 * PAGE);
+    config_writel(src, CFG(actual), 40);
+    config_writel(src, CFG(poison_val), 0xcafe);
+    send_pfns(src, IVQ, &(uint32_t){ pfn(mem) }, 1);
+    send_stats(src, stats, 1);
+    sync_stats(src, "stat-swap-out", 11);
+    qtest_qmp_assert_success(src->qts, "{ 'execute': 'stop' }");
+    qtest_qmp_assert_success(
+        src->qts, "{ 'execute': 'migrate', 'arguments': { 'uri': %s } }", uri);
+    wait_migration(src, "completed");
+
+    dst = balloon_boot(data, ",free-page-hint=on,iothread=io0,"
+                       "deflate-on-oom=on -incoming defer");
+    qtest_qmp_assert_success(
+        dst->qts, "{ 'execute': 'migrate-incoming',"
+        " 'arguments': { 'uri': %s } }", uri);
+    wait_migration(dst, "completed");
+    qtest_qmp_assert_success(dst->qts, "{ 'execute': 'cont' }");
+
+    g_assert_cmpint(query_balloon(dst), ==, RAM_SIZE - 40 * PAGE);
+    dst->dev->features_negotiated = true;
+    dst->dev->features = src->dev->features;
+    g_assert_cmpint(config_readl(dst, CFG(num_pages)), ==, 50);
+    g_assert_cmpint(config_readl(dst, CFG(actual)), ==, 40);
+    g_assert_cmphex(config_readl(dst, CFG(poison_val)), ==, 0xcafe);
+    g_assert_cmphex(config_readl(dst, CFG(free_page_hint_cmd_id)), ==,
+                    VIRTIO_BALLOON_CMD_ID_DONE);
+    assert_pages(dst, mem, "0P");
+    /* Statistics are read again from the buffer that is in the queue */
+    sync_stats(dst, "stat-swap-out", 11);
+
+    unlink(path);
+    balloon_quit(src);
+    balloon_quit(dst);
+}
+
+/*
+ * Errors, and other tests that need no driver
+ */
+
+static void test_hint_without_iothread(void)
+{
+    QTestState *qts = qtest_init("-machine pc -object iothread,id=io0");
+    QDict *args = qdict_new();
+
+    qdict_put_bool(args, "free-page-hint", true);
+    qdict_put_str(args, "driver", "virtio-balloon-pci");
+    assert_error(qtest_qmp(qts, "{ 'execute': 'device_add',"
+                                " 'arguments': %p }", args),
+                 "'free-page-hint' requires 'iothread' to be set");
+    qtest_quit(qts);
+}
+
+static void test_only_one(void)
+{
+    QTestState *qts = qtest_init("-machine pc"
+                                 " -device virtio-balloon-pci,id=one");
+
+    assert_error(qtest_qmp(qts, "{ 'execute': 'device_add', 'arguments': {"
+                                " 'driver': 'virtio-balloon-pci',"
+                                " 'id': 'two' } }"),
+                 "Only one balloon device is supported");
+    /* The first one still works */
+    qtest_qmp_assert_success(qts, "{ 'execute': 'query-balloon' }");
+    qtest_quit(qts);
+}
+
+static void test_hotplug(void)
+{
+    QTestState *qts = qtest_init("-machine pc -object iothread,id=io0");
+
+    assert_error(qtest_qmp(qts, "{ 'execute': 'query-balloon' }"),
+                 "No balloon device has been activated");
+    for (int i = 0; i < 3; i++) {
+        qtest_qmp_device_add(qts, "virtio-balloon-pci", "balloon",
+                             "{ 'free-page-hint': true, 'iothread': 'io0',"
+                             " 'free-page-reporting': true,"
+                             " 'addr': '06.0' }");
+        qtest_qmp_assert_success(qts, "{ 'execute': 'query-balloon' }");
+        qtest_qmp_device_del_send(qts, "balloon");
+        /* A PC unplugs PCI devices when the guest says so */
+        qtest_outl(qts, 0xae08, 1 << 6);
+        qtest_qmp_eventwait(qts, "DEVICE_DELETED");
+        assert_error(qtest_qmp(qts, "{ 'execute': 'query-balloon' }"),
+                     "No balloon device has been activated");
+    }
+    qtest_quit(qts);
+}
+
+static void test_bad_properties(void)
+{
+    QTestState *qts = qtest_init("-machine pc");
+
+    assert_error(qtest_qmp(qts, "{ 'execute': 'device_add', 'arguments': {"
+                                " 'driver': 'virtio-balloon-pci',"
+                                " 'deflate-on-oom': 'maybe' } }"),
+                 "Invalid parameter type for 'deflate-on-oom',"
+                 " expected: boolean");
+    assert_error(qtest_qmp(qts, "{ 'execute': 'device_add', 'arguments': {"
+                                " 'driver': 'virtio-balloon-pci',"
+                                " 'iothread': 'nothing' } }"),
+                 "Device 'nothing' not found");
+    assert_error(qtest_qmp(qts, "{ 'execute': 'query-balloon' }"),
+                 "No balloon device has been activated");
+    qtest_quit(qts);
+}
+
+/* Properties of the device cannot be changed once it is there */
+static void test_realized_properties(void)
+{
+    QTestState *qts = qtest_init("-machine pc"
+                                 " -device virtio-balloon-pci,id=balloon");
+    QDict *resp = qtest_qmp(
+        qts, "{ 'execute': 'qom-set', 'arguments': {"
+        " 'path': '/machine/peripheral/balloon/virtio-backend',"
+        " 'property': 'deflate-on-oom', 'value': true } }");
+
+    g_assert_true(qdict_haskey(resp, "error"));
+    qobject_unref(resp);
+    g_assert_false(qtest_qom_get_bool(qts, "/machine/peripheral/balloon",
+                                      "deflate-on-oom"));
+    qtest_quit(qts);
+}
+
+/*
+ * https://gitlab.com/qemu-project/qemu/-/issues/2576
+ * Used to trigger:
+ *   virtio_address_space_lookup: Assertion `mrs.mr' failed.
+ */
+static void oss_fuzz_71649(void)
+{
+    QTestState *s = qtest_init("-device virtio-balloon -machine q35"
+                               " -nodefaults");
+
+    qtest_outl(s, 0xcf8, 0x80000890);
+    qtest_outl(s, 0xcfc, 0x2);
+    qtest_outl(s, 0xcf8, 0x80000891);
+    qtest_inl(s, 0xcfc);
+    qtest_quit(s);
+}
+
+static void query_stats(void)
+{
+    QTestState *s = qtest_init("-device virtio-balloon,id=balloon"
+                               " -nodefaults");
+    QDict *ret = qtest_qmp_assert_success_ref(
+        s,
+        "{ 'execute': 'qom-get', 'arguments': "     \
+        "{ 'path': '/machine/peripheral/balloon', " \
+        "  'property': 'guest-stats' } }");
+    QDict *stats = qdict_get_qdict(ret, "stats");
+
+    /* We expect 1 entry in the dict for each known kernel stat */
+    assert(qdict_size(stats) == VIRTIO_BALLOON_S_NR);
+
+    qobject_unref(ret);
+    qtest_quit(s);
+}
+
+static void add_feature_tests(const Transport *t)
+{
+    static const struct {
+        const char *property;
+        int bit;
+        bool def;
+    } properties[] = {
+        { "deflate-on-oom", VIRTIO_BALLOON_F_DEFLATE_ON_OOM, false },
+        { "free-page-hint", VIRTIO_BALLOON_F_FREE_PAGE_HINT, false },
+        { "page-poison", VIRTIO_BALLOON_F_PAGE_POISON, true },
+        { "free-page-reporting", VIRTIO_BALLOON_F_REPORTING, false },
+    };
+    static const char *values[] = { "on", "off", NULL };
+
+    for (int i = 0; i < ARRAY_SIZE(properties); i++) {
+        for (int j = 0; j < ARRAY_SIZE(values); j++) {
+            FeatureCase *c = g_new0(FeatureCase, 1);
+            g_autofree char *path =
+                g_strdup_printf("virtio-balloon/%s/features/%s/%s", t->name,
+                                properties[i].property,
+                                values[j] ? values[j] : "default");
+
+            c->t = t;
+            c->property = properties[i].property;
+            c->value = values[j];
+            c->bit = BIT64(properties[i].bit);
+            c->expected = values[j] ? !strcmp(values[j], "on") :
+                                      properties[i].def;
+            qtest_add_data_func_full(path, c, test_feature, g_free);
+        }
+    }
+}
+
+static void add_config_tests(const Transport *t)
+{
+    static const struct {
+        const char *name;
+        const char *options;
+        int size;
+        int queues;
+    } cases[] = {
+        { "default", "", 16, 3 },
+        { "minimal", ",page-poison=off", 8, 3 },
+        { "oom", ",page-poison=off,deflate-on-oom=on", 8, 3 },
+        { "reporting", ",page-poison=off,free-page-reporting=on", 8, 4 },
+        { "hint", ",page-poison=off,free-page-hint=on,iothread=io0", 12, 4 },
+        { "hint-poison", ",free-page-hint=on,iothread=io0", 16, 4 },
+        { "all", ",free-page-hint=on,iothread=io0,free-page-reporting=on,"
+                 "deflate-on-oom=on", 16, 5 },
+        { "qemu-4-0", ",page-poison=off,qemu-4-0-config-size=on", 16, 3 },
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(cases); i++) {
+        ConfigCase *c = g_new0(ConfigCase, 1);
+        g_autofree char *path = g_strdup_printf("virtio-balloon/%s/config/%s",
+                                                t->name, cases[i].name);
+
+        c->t = t;
+        c->options = cases[i].options;
+        c->size = cases[i].size;
+        c->queues = cases[i].queues;
+        qtest_add_data_func_full(path, c, test_config, g_free);
+    }
+}
+
+static void add_transport_tests(const Transport *t)
+{
+    static const struct {
+        const char *name;
+        void (*fn)(const void *data);
+        bool pc_only;
+    } tests[] = {
+        { "target", test_target },
+        { "poison/config", test_poison_config },
+        { "inflate/one", test_inflate_one },
+        { "inflate/many", test_inflate_many },
+        { "inflate/batch", test_inflate_batch },
+        { "inflate/chain", test_inflate_chain },
+        { "inflate/indirect", test_inflate_indirect },
+        { "inflate/bad-pfns", test_bad_pfns },
+        { "inflate/rom", test_rom, true },
+        { "inflate/truncated", test_truncated },
+        { "inflate/in-only", test_in_only },
+        { "inflate/zero-length", test_zero_length },
+        { "inflate/bad-rings", test_bad_rings },
+        { "inflate/interrupt", test_interrupt },
+        { "deflate", test_deflate },
+        { "stats/all", test_stats },
+        { "stats/interval", test_stats_interval },
+        { "stats/twice", test_stats_twice },
+        { "stats/truncated", test_stats_truncated },
+        { "stats/reset", test_stats_reset },
+        { "stop-cont", test_stop_cont },
+        { "reporting/good", test_reporting },
+        { "reporting/bad", test_reporting_bad },
+        { "reporting/poison", test_reporting_poison },
+        { "hinting/migrate", test_hinting },
+        { "hinting/bad-command", test_hinting_bad_command },
+        { "migrate", test_migrate },
+    };
+
+    if (!qtest_has_machine(t->machine)) {
+        return;
+    }
+    add_feature_tests(t);
+    add_config_tests(t);
+    for (int i = 0; i < ARRAY_SIZE(tests); i++) {
+        g_autofree char *path = g_strdup_printf("virtio-balloon/%s/%s",
+                                                t->name, tests[i].name);
+
+        if (!tests[i].pc_only || t->pci) {
+            qtest_add_data_func(path, t, tests[i].fn);
+        }
+    }
+}
+
+int main(int argc, char **argv)
+{
+    const char *arch;
+
+    g_test_init(&argc, &argv, NULL);
+    arch = qtest_get_arch();
+
+    if (!strcmp(arch, "x86_64") || !strcmp(arch, "i386")) {
+        qtest_add_func("virtio-balloon/oss_fuzz_71649", oss_fuzz_71649);
+        qtest_add_func("virtio-balloon/query-stats", query_stats);
+        qtest_add_func("virtio-balloon/hint-without-iothread",
+                       test_hint_without_iothread);
+        qtest_add_func("virtio-balloon/only-one", test_only_one);
+        qtest_add_func("virtio-balloon/hotplug", test_hotplug);
+        qtest_add_func("virtio-balloon/bad-properties", test_bad_properties);
+        qtest_add_func("virtio-balloon/realized-properties",
+                       test_realized_properties);
+        add_transport_tests(&pci_modern);
+        add_transport_tests(&pci_transitional);
+        add_transport_tests(&pci_legacy);
+        add_transport_tests(&mmio_x86);
+    } else if (!strcmp(arch, "aarch64")) {
+        add_transport_tests(&mmio_arm);
+    }
+
+    return g_test_run();
+}
