@@ -22,7 +22,8 @@ class BalloonGuestTest(QemuSystemTest):
     '''
     Boots the kernel and initramfs that BALLOON_GUEST_KERNEL and
     BALLOON_GUEST_INITRD point to.  The latter has to start a shell on the
-    serial console, after having printed "Guest is ready".
+    serial console, after having printed "Guest is ready", and to let
+    processes allocate more memory than there is.
     '''
 
     timeout = 300
@@ -139,6 +140,11 @@ class BalloonGuestTest(QemuSystemTest):
         '''A property of the device'''
         return self.vm.cmd('qom-get', path=self.BALLOON, property=name)
 
+    def use_memory(self):
+        '''Have a process in the guest use much memory; return its exit code.'''
+        return self.run_in_guest(
+            f'dd if=/dev/zero of=/dev/null bs={self.HOG} count=1')[0]
+
     def oom_scenario(self):
         '''
         Inflate the balloon, then have a process use more memory than there is.
@@ -150,8 +156,7 @@ class BalloonGuestTest(QemuSystemTest):
         }
         self.set_balloon(self.TARGET)
         result['before'] = self.actual()
-        result['exit'], _ = self.run_in_guest(
-            f'dd if=/dev/zero of=/dev/null bs={self.HOG} count=1')
+        result['exit'] = self.use_memory()
         # The driver may need a moment to tell how much it has taken out
         time.sleep(1)
         result['after'] = self.actual()

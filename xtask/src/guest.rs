@@ -38,6 +38,9 @@ const INIT: &str = "\
 for module in /modules/*.ko; do
     insmod $module
 done
+# Memory that is in the balloon is not there for the heuristics of overcommit,
+# which would fail allocations before the guest runs out of memory
+echo 1 > /proc/sys/vm/overcommit_memory
 export PS1='guest# '
 echo Guest is ready
 exec setsid cttyhack sh
