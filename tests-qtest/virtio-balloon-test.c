@@ -1415,13 +1415,27 @@ static void test_migrate(const void *data)
  * Errors, and other tests that need no driver
  */
 
+/* The machine, and the balloon with its proxy, for tests without a driver */
+static const char *machine, *proxy;
+
+static QTestState *boot_machine(const char *options)
+{
+    return qtest_initf("-machine %s %s", machine, options);
+}
+
+static QTestState *boot_proxy(const char *options)
+{
+    return qtest_initf("-machine %s -object iothread,id=io0"
+                       " -device %s,id=balloon%s", machine, proxy, options);
+}
+
 static void test_hint_without_iothread(void)
 {
-    QTestState *qts = qtest_init("-machine pc -object iothread,id=io0");
+    QTestState *qts = boot_machine("-object iothread,id=io0");
     QDict *args = qdict_new();
 
     qdict_put_bool(args, "free-page-hint", true);
-    qdict_put_str(args, "driver", "virtio-balloon-pci");
+    qdict_put_str(args, "driver", proxy);
     assert_error(qtest_qmp(qts, "{ 'execute': 'device_add',"
                                 " 'arguments': %p }", args),
                  "'free-page-hint' requires 'iothread' to be set");
@@ -1430,12 +1444,10 @@ static void test_hint_without_iothread(void)
 
 static void test_only_one(void)
 {
-    QTestState *qts = qtest_init("-machine pc"
-                                 " -device virtio-balloon-pci,id=one");
+    QTestState *qts = boot_proxy("");
 
     assert_error(qtest_qmp(qts, "{ 'execute': 'device_add', 'arguments': {"
-                                " 'driver': 'virtio-balloon-pci',"
-                                " 'id': 'two' } }"),
+                                " 'driver': %s, 'id': 'two' } }", proxy),
                  "Only one balloon device is supported");
     /* The first one still works */
     qtest_qmp_assert_success(qts, "{ 'execute': 'query-balloon' }");
@@ -1466,16 +1478,16 @@ static void test_hotplug(void)
 
 static void test_bad_properties(void)
 {
-    QTestState *qts = qtest_init("-machine pc");
+    QTestState *qts = boot_machine("");
 
     assert_error(qtest_qmp(qts, "{ 'execute': 'device_add', 'arguments': {"
-                                " 'driver': 'virtio-balloon-pci',"
-                                " 'deflate-on-oom': 'maybe' } }"),
+                                " 'driver': %s, 'deflate-on-oom': 'maybe' } }",
+                           proxy),
                  "Invalid parameter type for 'deflate-on-oom',"
                  " expected: boolean");
     assert_error(qtest_qmp(qts, "{ 'execute': 'device_add', 'arguments': {"
-                                " 'driver': 'virtio-balloon-pci',"
-                                " 'iothread': 'nothing' } }"),
+                                " 'driver': %s, 'iothread': 'nothing' } }",
+                           proxy),
                  "Device 'nothing' not found");
     assert_error(qtest_qmp(qts, "{ 'execute': 'query-balloon' }"),
                  "No balloon device has been activated");
@@ -1485,8 +1497,7 @@ static void test_bad_properties(void)
 /* Properties of the device cannot be changed once it is there */
 static void test_realized_properties(void)
 {
-    QTestState *qts = qtest_init("-machine pc"
-                                 " -device virtio-balloon-pci,id=balloon");
+    QTestState *qts = boot_proxy("");
     QDict *resp = qtest_qmp(
         qts, "{ 'execute': 'qom-set', 'arguments': {"
         " 'path': '/machine/peripheral/balloon/virtio-backend',"
@@ -1497,6 +1508,50 @@ static void test_realized_properties(void)
     g_assert_false(qtest_qom_get_bool(qts, "/machine/peripheral/balloon",
                                       "deflate-on-oom"));
     qtest_quit(qts);
+}
+
+/* The properties that are features, as seen through the proxy */
+static void test_proxy_properties(void)
+{
+    static const struct {
+        const char *options;
+        bool oom, hint, poison, reporting;
+    } cases[] = {
+        { "", false, false, true, false },
+        { ",deflate-on-oom=on", true, false, true, false },
+        { ",deflate-on-oom=off,page-poison=off", false, false, false, false },
+        { ",free-page-hint=on,iothread=io0", false, true, true, false },
+        { ",free-page-reporting=on", false, false, true, true },
+        { ",deflate-on-oom=on,free-page-hint=on,iothread=io0,"
+          "page-poison=off,free-page-reporting=on", true, true, false, true },
+    };
+    static const char *paths[] = {
+        "/machine/peripheral/balloon",
+        "/machine/peripheral/balloon/virtio-backend",
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(cases); i++) {
+        QTestState *qts = boot_proxy(cases[i].options);
+
+        for (int j = 0; j < ARRAY_SIZE(paths); j++) {
+            g_assert_cmpint(qtest_qom_get_bool(qts, paths[j],
+                                               "deflate-on-oom"), ==,
+                            cases[i].oom);
+            g_assert_cmpint(qtest_qom_get_bool(qts, paths[j],
+                                               "free-page-hint"), ==,
+                            cases[i].hint);
+            g_assert_cmpint(qtest_qom_get_bool(qts, paths[j],
+                                               "page-poison"), ==,
+                            cases[i].poison);
+            g_assert_cmpint(qtest_qom_get_bool(qts, paths[j],
+                                               "free-page-reporting"), ==,
+                            cases[i].reporting);
+        }
+        qtest_qmp_assert_success(qts, "{ 'execute': 'query-balloon' }");
+        qtest_qmp_assert_success(qts, "{ 'execute': 'system_reset' }");
+        qtest_qmp_eventwait(qts, "RESET");
+        qtest_quit(qts);
+    }
 }
 
 /*
@@ -1518,8 +1573,7 @@ static void oss_fuzz_71649(void)
 
 static void query_stats(void)
 {
-    QTestState *s = qtest_init("-device virtio-balloon,id=balloon"
-                               " -nodefaults");
+    QTestState *s = boot_proxy("");
     QDict *ret = qtest_qmp_assert_success_ref(
         s,
         "{ 'execute': 'qom-get', 'arguments': "     \
@@ -1664,21 +1718,36 @@ int main(int argc, char **argv)
     arch = qtest_get_arch();
 
     if (!strcmp(arch, "x86_64") || !strcmp(arch, "i386")) {
+        machine = "pc";
+        proxy = "virtio-balloon-pci";
         qtest_add_func("virtio-balloon/oss_fuzz_71649", oss_fuzz_71649);
-        qtest_add_func("virtio-balloon/query-stats", query_stats);
-        qtest_add_func("virtio-balloon/hint-without-iothread",
-                       test_hint_without_iothread);
-        qtest_add_func("virtio-balloon/only-one", test_only_one);
         qtest_add_func("virtio-balloon/hotplug", test_hotplug);
-        qtest_add_func("virtio-balloon/bad-properties", test_bad_properties);
-        qtest_add_func("virtio-balloon/realized-properties",
-                       test_realized_properties);
         add_transport_tests(&pci_modern);
         add_transport_tests(&pci_transitional);
         add_transport_tests(&pci_legacy);
         add_transport_tests(&mmio_x86);
     } else if (!strcmp(arch, "aarch64")) {
+        machine = "virt";
+        proxy = "virtio-balloon-pci";
         add_transport_tests(&mmio_arm);
+    } else if (!strcmp(arch, "s390x")) {
+        /* libqos has no driver for CCW */
+        machine = "s390-ccw-virtio";
+        proxy = "virtio-balloon-ccw";
+    } else {
+        return 0;
+    }
+
+    if (qtest_has_machine(machine)) {
+        qtest_add_func("virtio-balloon/query-stats", query_stats);
+        qtest_add_func("virtio-balloon/hint-without-iothread",
+                       test_hint_without_iothread);
+        qtest_add_func("virtio-balloon/only-one", test_only_one);
+        qtest_add_func("virtio-balloon/bad-properties", test_bad_properties);
+        qtest_add_func("virtio-balloon/realized-properties",
+                       test_realized_properties);
+        qtest_add_func("virtio-balloon/proxy-properties",
+                       test_proxy_properties);
     }
 
     return g_test_run();

@@ -267,7 +267,11 @@ impl Build {
 
         let bundle = self.dir.join("qemu-bundle/usr/local/share/qemu");
         fs::create_dir_all(&bundle)?;
-        for dir in ["/usr/share/seabios", "/usr/share/qemu", "/usr/lib/ipxe/qemu"] {
+        for dir in [
+            "/usr/share/seabios",
+            "/usr/share/qemu",
+            "/usr/lib/ipxe/qemu",
+        ] {
             let Ok(entries) = fs::read_dir(dir) else {
                 continue;
             };

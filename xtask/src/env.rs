@@ -43,7 +43,9 @@ impl Env {
             .filter(|dir| !dir.is_empty())
             .map(PathBuf::from)
             .or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cache")))
-            .context("neither XDG_CACHE_HOME nor HOME is set, so there is no place for the cache")?;
+            .context(
+                "neither XDG_CACHE_HOME nor HOME is set, so there is no place for the cache",
+            )?;
         let cache = base.join("qemu-virtio-balloon-rs");
         fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
 
@@ -113,8 +115,8 @@ impl Env {
 
         let status = child.wait()?;
         if !status.success() {
-            let log = String::from_utf8_lossy(&fs::read(&log_path)?).into_owned();
-            let lines: Vec<_> = log.lines().collect();
+            let text = String::from_utf8_lossy(&fs::read(&log_path)?).into_owned();
+            let lines: Vec<_> = text.lines().collect();
             let tail = lines[lines.len().saturating_sub(60)..].join("\n");
             bail!("{what} failed ({status}):\n{tail}");
         }

@@ -43,7 +43,10 @@ fn parse(text: &str) -> Vec<Step> {
 fn steps(env: &Env) -> Result<Vec<Step>> {
     let dir = env.repo.join("patches");
     let steps = parse(&fs::read_to_string(dir.join("series"))?);
-    let named: Vec<_> = steps.iter().map(|s| dir.join("qemu").join(&s.patch)).collect();
+    let named: Vec<_> = steps
+        .iter()
+        .map(|s| dir.join("qemu").join(&s.patch))
+        .collect();
     ensure!(
         named == crate::source::patches_in(&dir.join("qemu"))?,
         "patches/series does not list exactly the files in patches/qemu, in order"
@@ -153,8 +156,12 @@ fn check_in(env: &Env, sh: &Shell, source: &Source, scratch: &Path, out: &Path) 
     cmd!(inner, "git am -q {all...}").run_quiet()?;
 
     // What is checked out (with Debian's quirks on top, if any) and mounted
-    let changed = cmd!(inner, "git diff --name-only pristine HEAD").quiet().read()?;
-    let quirks = cmd!(sh, "git diff --name-only pristine HEAD").quiet().read()?;
+    let changed = cmd!(inner, "git diff --name-only pristine HEAD")
+        .quiet()
+        .read()?;
+    let quirks = cmd!(sh, "git diff --name-only pristine HEAD")
+        .quiet()
+        .read()?;
     let ours = mounted_files(env)?;
     for file in changed.lines() {
         let (a, b) = (scratch.join(file), source.dir.join(file));
@@ -167,7 +174,10 @@ fn check_in(env: &Env, sh: &Shell, source: &Source, scratch: &Path, out: &Path) 
     }
     for file in quirks.lines() {
         let known = changed.lines().any(|f| f == file) || file == "meson.build";
-        ensure!(known, "{file} is changed in the tree, but not by the series");
+        ensure!(
+            known,
+            "{file} is changed in the tree, but not by the series"
+        );
     }
     for (_, to) in ours {
         ensure!(scratch.join(&to).exists(), "{} is missing", to.display());
@@ -176,10 +186,13 @@ fn check_in(env: &Env, sh: &Shell, source: &Source, scratch: &Path, out: &Path) 
     env.say("checking the style of the patches");
     for patch in &patches {
         let name = patch.file_name().unwrap_or_default().to_string_lossy();
-        let report = cmd!(inner, "perl scripts/checkpatch.pl --terse --no-summary {patch}")
-            .quiet()
-            .ignore_status()
-            .read()?;
+        let report = cmd!(
+            inner,
+            "perl scripts/checkpatch.pl --terse --no-summary {patch}"
+        )
+        .quiet()
+        .ignore_status()
+        .read()?;
         let (errors, warnings): (Vec<_>, Vec<_>) = report
             .lines()
             .filter(|line| !is_expected(line))
@@ -224,7 +237,9 @@ mod tests {
 
     #[test]
     fn only_formalities_are_expected() {
-        assert!(is_expected("x.patch:1: ERROR: Missing Signed-off-by: line(s)"));
+        assert!(is_expected(
+            "x.patch:1: ERROR: Missing Signed-off-by: line(s)"
+        ));
         assert!(!is_expected("x.patch:9: ERROR: trailing whitespace"));
     }
 }

@@ -177,9 +177,8 @@ impl Source {
         // files that differ from the previous one; and so that the tree is
         // left alone if the series does not apply.
         let scratch = self.dir.with_extension("am");
-        let commit = am_in_worktree(&self.git()?, &scratch, &patches).context(
-            "the series does not apply to this source; it is made for QEMU 10.2.2",
-        )?;
+        let commit = am_in_worktree(&self.git()?, &scratch, &patches)
+            .context("the series does not apply to this source; it is made for QEMU 10.2.2")?;
 
         let sh = self.git()?;
         // Files that are mounted over QEMU's own, and others left by a build
@@ -207,9 +206,10 @@ impl Source {
         for entry in fs::read_dir(&subprojects)? {
             let path = entry?.path();
             if path.to_string_lossy().ends_with("-rs.wrap") {
-                wraps.push(Wrap::parse(&fs::read_to_string(&path)?).with_context(|| {
-                    format!("cannot make sense of {}", path.display())
-                })?);
+                wraps.push(
+                    Wrap::parse(&fs::read_to_string(&path)?)
+                        .with_context(|| format!("cannot make sense of {}", path.display()))?,
+                );
             }
         }
 
@@ -228,7 +228,10 @@ impl Source {
 
         let cache = subprojects.join("packagecache");
         fs::create_dir_all(&cache)?;
-        if wraps.iter().all(|w| cache.join(&w.source_filename).exists()) {
+        if wraps
+            .iter()
+            .all(|w| cache.join(&w.source_filename).exists())
+        {
             return Ok(());
         }
         // A directory of its own, so that it is known where the files end up
@@ -432,10 +435,9 @@ fn is_supported(version: &str) -> bool {
 
 /// A private `CARGO_HOME` has to use the same registry as the user's.
 fn inherit_cargo_config(home: &Path) -> Result<()> {
-    let users = std::env::var_os("CARGO_HOME").map_or_else(
-        || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cargo")),
-        |home| Some(home.into()),
-    );
+    let users = std::env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|dir| Path::new(&dir).join(".cargo")));
     for name in ["config.toml", "config"] {
         if let Some(config) = users.as_ref().map(|dir| dir.join(name)) {
             if config.exists() {

@@ -97,7 +97,10 @@ pub fn run(
                 PASS
             }
         };
-        println!("{suite:?}: {} passed, {} failed", count.passed, count.failed);
+        println!(
+            "{suite:?}: {} passed, {} failed",
+            count.passed, count.failed
+        );
         total += count;
     }
 
@@ -137,10 +140,22 @@ fn unit(env: &Env) -> Result<Count> {
     cargo(
         env,
         "clippy on the workspace",
-        &["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-Dwarnings"],
+        &[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--locked",
+            "--quiet",
+            "--",
+            "-Dwarnings",
+        ],
     )?;
     count += PASS;
-    cargo(env, "rustfmt on the workspace", &["fmt", "--all", "--check"])?;
+    cargo(
+        env,
+        "rustfmt on the workspace",
+        &["fmt", "--all", "--check"],
+    )?;
     count += PASS;
     no_unsafe(env)?;
     count += PASS;
@@ -149,14 +164,25 @@ fn unit(env: &Env) -> Result<Count> {
     count += meson_test(env, &build, "Rust unit tests", &["--suite", "rust"], &[])?;
 
     let rust = build.source.dir.join("rust");
-    let crates = ["qom", "migration", "system", "hwcore", "util", "virtio", "virtio_balloon"];
+    let crates = [
+        "qom",
+        "migration",
+        "system",
+        "hwcore",
+        "util",
+        "virtio",
+        "virtio_balloon",
+    ];
     let mut clippy = cargo_in_tree(&build, env, &rust);
     clippy.args(["clippy", "--offline", "--locked", "--quiet"]);
     for name in crates {
         clippy.args(["-p", name]);
     }
     clippy.args(["--", "-Dwarnings"]);
-    env.run("clippy with QEMU's lints on the crates in QEMU's tree", &mut clippy)?;
+    env.run(
+        "clippy with QEMU's lints on the crates in QEMU's tree",
+        &mut clippy,
+    )?;
     count += PASS;
 
     let mut rustfmt = Command::new("rustfmt");
@@ -190,7 +216,10 @@ fn cargo_in_tree(build: &Build, env: &Env, dir: &Path) -> Command {
 /// The device promises not to have unsafe code, which the compiler checks; make
 /// sure that the promise stays there.
 fn no_unsafe(env: &Env) -> Result<()> {
-    for lib in ["hw-virtio-balloon/src/lib.rs", "hw-virtio-balloon/core/src/lib.rs"] {
+    for lib in [
+        "hw-virtio-balloon/src/lib.rs",
+        "hw-virtio-balloon/core/src/lib.rs",
+    ] {
         let text = fs::read_to_string(env.repo.join(lib))?;
         ensure!(
             text.contains("#![forbid(unsafe_code)]"),
@@ -210,8 +239,8 @@ fn no_unsafe(env: &Env) -> Result<()> {
     Ok(())
 }
 
-fn qtest(env: &Env, device: Option<Device>, target: Target) -> Result<Count> {
-    let devices = device.map_or_else(|| vec![Device::C, Device::Rust], |d| vec![d]);
+fn qtest(env: &Env, only: Option<Device>, target: Target) -> Result<Count> {
+    let devices = only.map_or_else(|| vec![Device::C, Device::Rust], |d| vec![d]);
     let mut count = Count::default();
     let mut builds = Vec::new();
 
@@ -225,7 +254,9 @@ fn qtest(env: &Env, device: Option<Device>, target: Target) -> Result<Count> {
             .filter(|name| listed.contains(name))
             .collect();
         ensure!(
-            names.iter().any(|name| name.ends_with("virtio-balloon-test")),
+            names
+                .iter()
+                .any(|name| name.ends_with("virtio-balloon-test")),
             "virtio-balloon-test is not part of the build for {}",
             target.name()
         );
@@ -240,9 +271,9 @@ fn qtest(env: &Env, device: Option<Device>, target: Target) -> Result<Count> {
     Ok(count)
 }
 
-fn functional(env: &Env, device: Option<Device>) -> Result<Count> {
+fn functional(env: &Env, only: Option<Device>) -> Result<Count> {
     let assets = guest::provision(env, guest::SUITE)?;
-    let devices = device.map_or_else(|| vec![Device::C, Device::Rust], |d| vec![d]);
+    let devices = only.map_or_else(|| vec![Device::C, Device::Rust], |d| vec![d]);
     let mut count = Count::default();
     for device in devices {
         let build = Build::prepare(env, device, Target::X86_64, None)?;
@@ -417,7 +448,15 @@ fn device_properties(build: &Build, typ: &str) -> Result<Properties> {
 fn query_properties(build: &Build, command: &str, typ: &str) -> Result<Properties> {
     let mut child = build
         .command(build.qemu())
-        .args(["-machine", "none", "-nodefaults", "-display", "none", "-qmp", "stdio"])
+        .args([
+            "-machine",
+            "none",
+            "-nodefaults",
+            "-display",
+            "none",
+            "-qmp",
+            "stdio",
+        ])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;
@@ -482,6 +521,6 @@ mod tests {
                 skipped: 1
             }
         );
-        assert!(parse_junit("<a>").is_err());
+        parse_junit("<a>").unwrap_err();
     }
 }
