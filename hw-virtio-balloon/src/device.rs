@@ -43,7 +43,7 @@ const HINT_QUEUE_SIZE: u16 = 1024;
 const REPORTING_QUEUE_SIZE: u16 = 32;
 
 /// Index of the queue for statistics, after those for inflating and deflating
-pub(crate) const STATS_QUEUE: u16 = 2;
+pub const STATS_QUEUE: u16 = 2;
 
 /// The device status bit with which the driver declares that it is ready
 const VIRTIO_CONFIG_S_DRIVER_OK: u8 = 4;
@@ -68,17 +68,17 @@ pub struct VirtIOBalloon {
     qemu_4_0_config_size: bool,
 
     #[property(rename = "iothread")]
-    pub(crate) iothread: Link<IOThread>,
+    pub iothread: Link<IOThread>,
 
     /// How many pages the user wants to be in the balloon
-    pub(crate) num_pages: BqlCell<u32>,
+    pub num_pages: BqlCell<u32>,
     /// How many pages are in the balloon, according to the driver
-    pub(crate) actual: BqlCell<u32>,
+    pub actual: BqlCell<u32>,
     /// What the guest fills free pages with, if it has negotiated to tell
-    pub(crate) poison_val: BqlCell<u32>,
+    pub poison_val: BqlCell<u32>,
 
-    pub(crate) stats: GuestStats,
-    pub(crate) hinting: FreePageHinting,
+    pub stats: GuestStats,
+    pub hinting: FreePageHinting,
     handler: BalloonHandler,
 }
 
@@ -91,7 +91,7 @@ impl VirtIOBalloon {
 
     /// Whether discarding memory would do harm: if it is pinned, in postcopy,
     /// and while a background snapshot is taken.
-    pub(crate) fn discard_inhibited() -> bool {
+    pub fn discard_inhibited() -> bool {
         ram_block_discard_is_disabled()
             || migration_in_incoming_postcopy()
             || migration_in_bg_snapshot()

@@ -129,30 +129,30 @@ impl Shared {
 
 /// The free page hinting part of the device
 #[derive(Default)]
-pub(crate) struct FreePageHinting {
+pub struct FreePageHinting {
     shared: Arc<Shared>,
     /// Set while the device is realized, and offers the feature
     worker: BqlRefCell<Option<(Owned<IOThread>, u16)>>,
     notifier: PrecopyNotifier,
     /// What is migrated; only valid in between
-    pub(crate) migrated_cmd_id: BqlCell<u32>,
+    pub migrated_cmd_id: BqlCell<u32>,
     /// See `migrated_cmd_id`
-    pub(crate) migrated_status: BqlCell<u32>,
+    pub migrated_status: BqlCell<u32>,
 }
 
 impl FreePageHinting {
     /// What the driver sees in the configuration space
-    pub(crate) fn config_cmd_id(&self) -> u32 {
+    pub fn config_cmd_id(&self) -> u32 {
         self.shared.config_cmd_id.load(Ordering::Relaxed)
     }
 
     /// The state to be migrated
-    pub(crate) fn state(&self) -> Hinting {
+    pub fn state(&self) -> Hinting {
         self.shared.update(|state| *state)
     }
 
     /// Use a state that was migrated.
-    pub(crate) fn set_state(&self, new: Hinting) {
+    pub fn set_state(&self, new: Hinting) {
         self.shared.update(|state| *state = new);
     }
 
@@ -172,14 +172,14 @@ impl VirtIOBalloon {
     }
 
     /// The device is realized, with the given queue for hints.
-    pub(crate) fn start_hinting(&self, queue: u16) {
+    pub fn start_hinting(&self, queue: u16) {
         let iothread = self.iothread.get(self);
         *self.hinting.worker.borrow_mut() = iothread.map(|iothread| (iothread, queue));
         self.hinting.notifier.register(self, Self::precopy_notify);
     }
 
     /// The device is unrealized.
-    pub(crate) fn stop_hinting(&self) {
+    pub fn stop_hinting(&self) {
         self.hinting.notifier.unregister();
         self.hinting.shared.update(Hinting::stop);
         drop(self.hinting.shared.take_all());
@@ -188,7 +188,7 @@ impl VirtIOBalloon {
     }
 
     /// The driver sends commands or hints.
-    pub(crate) fn handle_hints(&self, vq: VirtQueue<'_>) {
+    pub fn handle_hints(&self, vq: VirtQueue<'_>) {
         // Nothing may be returned to the driver while the VM is stopped:
         // resume_hinting() will come back to it.
         if !self.vm_running() {
@@ -245,7 +245,7 @@ impl VirtIOBalloon {
     /// The VM was stopped: return everything to the driver, since the queue and
     /// guest memory must not change any more.  Hints are optional, so do not
     /// wait for migration to take those that are left.
-    pub(crate) fn suspend_hinting(&self) {
+    pub fn suspend_hinting(&self) {
         let (mut done, pending) = self.hinting.shared.take_all();
         let mut state = lock(&self.hinting.shared.state);
         done.extend(
@@ -258,7 +258,7 @@ impl VirtIOBalloon {
     }
 
     /// The VM is running (again).
-    pub(crate) fn resume_hinting(&self) {
+    pub fn resume_hinting(&self) {
         if self.hinting_negotiated() {
             if let Some(vq) = self.hint_queue() {
                 self.handle_hints(vq);
@@ -267,7 +267,7 @@ impl VirtIOBalloon {
     }
 
     /// The device is reset.
-    pub(crate) fn reset_hinting(&self) {
+    pub fn reset_hinting(&self) {
         drop(self.hinting.shared.take_all());
         if self.hinting_negotiated() {
             self.free_page_stop();
@@ -275,7 +275,7 @@ impl VirtIOBalloon {
     }
 
     /// The driver resets a queue.
-    pub(crate) fn reset_hint_queue(&self, queue: u32) {
+    pub fn reset_hint_queue(&self, queue: u32) {
         if self.hinting.queue_index().map(u32::from) == Some(queue) {
             drop(self.hinting.shared.take_all());
         }

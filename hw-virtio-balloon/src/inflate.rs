@@ -27,7 +27,7 @@ macro_rules! warn_once {
 
 impl VirtIOBalloon {
     /// The driver puts pages into the balloon.
-    pub(crate) fn handle_inflate(&self, vq: VirtQueue<'_>) {
+    pub fn handle_inflate(&self, vq: VirtQueue<'_>) {
         while let Some(elem) = vq.pop() {
             let mut partial = PartialHostPage::default();
             for_each_page(&elem, |block, offset| {
@@ -39,7 +39,7 @@ impl VirtIOBalloon {
     }
 
     /// The driver takes pages out of the balloon.
-    pub(crate) fn handle_deflate(&self, vq: VirtQueue<'_>) {
+    pub fn handle_deflate(&self, vq: VirtQueue<'_>) {
         while let Some(elem) = vq.pop() {
             for_each_page(&elem, deflate_page);
             elem.push(0);

@@ -70,7 +70,7 @@ static VMSTATE_PAGE_POISON: VMStateDescription<VirtIOBalloon> =
         })
         .build();
 
-pub(crate) const VMSTATE_BALLOON: VMStateDescription<VirtIOBalloon> =
+pub const VMSTATE_BALLOON: VMStateDescription<VirtIOBalloon> =
     VMStateDescriptionBuilder::<VirtIOBalloon>::new()
         .name(c"virtio-balloon-device")
         .version_id(1)

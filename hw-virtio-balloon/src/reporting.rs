@@ -9,7 +9,7 @@ use crate::device::VirtIOBalloon;
 
 impl VirtIOBalloon {
     /// The driver reports pages that are free at the moment.
-    pub(crate) fn handle_reports(&self, vq: VirtQueue<'_>) {
+    pub fn handle_reports(&self, vq: VirtQueue<'_>) {
         while let Some(elem) = vq.pop() {
             // A page that is discarded reads as zeroes when the guest uses it
             // again.  That is no good if somebody else is still using it, or

@@ -26,7 +26,7 @@ use crate::device::{VirtIOBalloon, STATS_QUEUE};
 
 /// What the device knows about the guest's memory
 #[derive(Default)]
-pub(crate) struct GuestStats {
+pub struct GuestStats {
     latest: BqlRefCell<Stats>,
     /// The buffer that is to be returned to get new statistics
     element: BqlRefCell<Option<VirtQueueElement>>,
@@ -38,7 +38,7 @@ pub(crate) struct GuestStats {
 
 impl GuestStats {
     /// Forget all statistics.
-    pub(crate) fn reset(&self) {
+    pub fn reset(&self) {
         *self.latest.borrow_mut() = Stats::default();
     }
 
@@ -47,12 +47,12 @@ impl GuestStats {
     }
 
     /// Release the buffer without telling the driver.
-    pub(crate) fn drop_element(&self) {
+    pub fn drop_element(&self) {
         drop(self.take_element());
     }
 
     /// Put the buffer back into the queue.
-    pub(crate) fn unpop_element(&self) {
+    pub fn unpop_element(&self) {
         if let Some(elem) = self.take_element() {
             elem.unpop();
         }
@@ -64,7 +64,7 @@ impl GuestStats {
     }
 
     /// Poll again after the configured interval, if polling is enabled.
-    pub(crate) fn rearm_timer(&self) {
+    pub fn rearm_timer(&self) {
         let interval = self.poll_interval.get();
         if interval > 0 {
             self.set_timer(interval);
@@ -79,7 +79,7 @@ fn read_stat(reader: &mut OutReader<'_>) -> Option<(u16, u64)> {
 
 impl VirtIOBalloon {
     /// The driver has sent statistics.
-    pub(crate) fn handle_stats(&self, vq: VirtQueue<'_>) {
+    pub fn handle_stats(&self, vq: VirtQueue<'_>) {
         if let Some(elem) = vq.pop() {
             let now = SystemTime::now()
                 .duration_since(UNIX_EPOCH)
@@ -103,7 +103,7 @@ impl VirtIOBalloon {
 
     /// After migration the source's buffer is still in flight, according to
     /// the state of the queue, but the device does not have it: get it again.
-    pub(crate) fn recover_stats(&self) {
+    pub fn recover_stats(&self) {
         let lost = self.stats.element.borrow().is_none();
         if let Some(vq) = self.queue(STATS_QUEUE) {
             if lost && vq.rewind(1) {
@@ -127,28 +127,28 @@ impl VirtIOBalloon {
     }
 
     /// Disable polling.
-    pub(crate) fn stop_polling_stats(&self) {
+    pub fn stop_polling_stats(&self) {
         self.stats.timer.delete();
         self.stats.poll_interval.set(0);
     }
 
-    pub(crate) fn get_stats(&self, v: &Visitor, name: &CStr) -> Result<()> {
+    pub fn get_stats(&self, v: &Visitor, name: &CStr) -> Result<()> {
         let mut stats = *self.stats.latest.borrow();
         v.visit_struct(name, |v| {
             v.visit_int(c"last-update", &mut stats.last_update)?;
             v.visit_struct(c"stats", |v| {
                 stats
                     .iter()
-                    .try_for_each(|(name, mut value)| v.visit_u64(name, &mut value))
+                    .try_for_each(|(stat, mut value)| v.visit_u64(stat, &mut value))
             })
         })
     }
 
-    pub(crate) fn get_poll_interval(&self, v: &Visitor, name: &CStr) -> Result<()> {
+    pub fn get_poll_interval(&self, v: &Visitor, name: &CStr) -> Result<()> {
         v.visit_int(name, &mut self.stats.poll_interval.get().into())
     }
 
-    pub(crate) fn set_poll_interval(&self, v: &Visitor, name: &CStr) -> Result<()> {
+    pub fn set_poll_interval(&self, v: &Visitor, name: &CStr) -> Result<()> {
         let mut value = 0;
         v.visit_int(name, &mut value)?;
         let value = check_poll_interval(value).map_err(Error::msg)?;

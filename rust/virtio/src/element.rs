@@ -110,7 +110,7 @@ impl VirtQueueElement {
                 let iov = *raw.in_sg.add(i);
                 InBuffer {
                     addr: *raw.in_addr.add(i),
-                    range: HostRange::new(iov.iov_base, iov.iov_len as usize),
+                    range: HostRange::new(iov.iov_base, iov.iov_len),
                 }
             }
         })

@@ -17,9 +17,14 @@
 
 ::trace::include_trace!("hw_virtio");
 
-/// Trace points of `hw/virtio`
+/// Trace points of `hw/virtio`, as far as they are used by devices in Rust and
+/// have no arguments that are raw pointers
 pub mod events {
-    pub use super::trace::*;
+    pub use super::trace::{
+        trace_virtio_balloon_bad_addr, trace_virtio_balloon_get_config,
+        trace_virtio_balloon_handle_output, trace_virtio_balloon_set_config,
+        trace_virtio_balloon_to_target,
+    };
 }
 
 pub mod bindings;

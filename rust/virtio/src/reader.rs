@@ -84,7 +84,7 @@ impl OutReader<'_> {
 
         while self.count > 0 {
             // SAFETY: there is at least one entry left
-            let left = unsafe { (*self.sg).iov_len as usize } - self.offset;
+            let left = unsafe { (*self.sg).iov_len } - self.offset;
             if copied < left {
                 self.offset += copied;
                 break;
