@@ -121,3 +121,74 @@ impl OutReader<'_> {
     impl_read!(read_u32, u32);
     impl_read!(read_u64, u64);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn iovecs(parts: &[&[u8]]) -> Vec<bindings::iovec> {
+        parts
+            .iter()
+            .map(|part| bindings::iovec {
+                iov_base: part.as_ptr().cast::<c_void>().cast_mut(),
+                iov_len: part.len(),
+            })
+            .collect()
+    }
+
+    fn reader(iov: &[bindings::iovec], big_endian: bool) -> OutReader<'_> {
+        // SAFETY: the entries refer to slices that live as long as the test
+        unsafe { OutReader::new(iov.as_ptr(), iov.len() as u32, big_endian) }
+    }
+
+    #[test]
+    fn test_endianness() {
+        let iov = iovecs(&[&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]]);
+
+        let mut r = reader(&iov, false);
+        assert_eq!(r.read_u16(), Some(0x0201));
+        assert_eq!(r.read_u32(), Some(0x0605_0403));
+        assert_eq!(r.read_u64(), Some(0x0e0d_0c0b_0a09_0807));
+        assert_eq!(r.read_u16(), None);
+
+        let mut r = reader(&iov, true);
+        assert_eq!(r.read_u16(), Some(0x0102));
+        assert_eq!(r.read_u32(), Some(0x0304_0506));
+        assert_eq!(r.read_u64(), Some(0x0708_090a_0b0c_0d0e));
+    }
+
+    #[test]
+    fn test_values_across_descriptors() {
+        let iov = iovecs(&[&[1], &[2, 3], &[4, 5, 6, 7, 8, 9], &[10]]);
+        let mut r = reader(&iov, true);
+        assert_eq!(r.read_u32(), Some(0x0102_0304));
+        assert_eq!(r.read_u32(), Some(0x0506_0708));
+        // two bytes are left, which are no integer
+        assert_eq!(r.read_u32(), None);
+        assert_eq!(r.read_u16(), None);
+    }
+
+    #[test]
+    fn test_empty() {
+        assert_eq!(reader(&[], false).read_u16(), None);
+        assert_eq!(reader(&[], false).read_array::<0>(), Some([]));
+
+        let iov = iovecs(&[&[], &[1], &[], &[2], &[]]);
+        assert_eq!(reader(&iov, false).read_u16(), Some(0x0201));
+    }
+
+    // More than what the reader copies at once, with parts of all sizes
+    #[test]
+    fn test_long() {
+        let data: Vec<u8> = (0..10_000u32).flat_map(u32::to_le_bytes).collect();
+        for step in [1, 3, 7, 1021, BUF_SIZE, BUF_SIZE + 1, 40_000] {
+            let parts: Vec<_> = data.chunks(step).collect();
+            let iov = iovecs(&parts);
+            let mut r = reader(&iov, false);
+            for i in 0..10_000 {
+                assert_eq!(r.read_u32(), Some(i));
+            }
+            assert_eq!(r.read_u32(), None);
+        }
+    }
+}
