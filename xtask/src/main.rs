@@ -61,6 +61,12 @@ enum Cmd {
     /// Boot a Linux guest that runs out of memory, without and with
     /// deflate-on-oom
     Demo,
+    /// Make a guest with the kernel of a Debian suite, for tests of one's own
+    Guest {
+        /// bookworm (Linux 6.1), trixie (6.12) or sid
+        #[arg(long, default_value = guest::SUITE)]
+        suite: String,
+    },
     /// Run the tests
     Test {
         /// What to run [default: all]
@@ -94,6 +100,11 @@ fn run(cli: Cli) -> Result<ExitCode> {
             println!("{}", built_qemu(&env, what.device, what.target)?.display());
         }
         Cmd::Demo => return guest::demo(&env),
+        Cmd::Guest { suite } => {
+            let assets = guest::provision(&env, &suite)?;
+            println!("{}", assets.kernel.display());
+            println!("{}", assets.initrd.display());
+        }
         Cmd::Test {
             suites,
             device,

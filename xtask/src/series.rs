@@ -7,6 +7,7 @@
 //! built after each patch.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -54,6 +55,43 @@ fn steps(env: &Env) -> Result<Vec<Step>> {
     Ok(steps)
 }
 
+/// Check the pristine source out to `dir`, as far as the patches need it: all of
+/// it takes a minute.
+fn add_worktree(
+    sh: &Shell,
+    dir: &Path,
+    patches: &[PathBuf],
+    more: impl IntoIterator<Item = PathBuf>,
+) -> Result<()> {
+    let edited = cmd!(sh, "git apply --numstat {patches...}")
+        .quiet()
+        .read()?;
+    let patterns: BTreeSet<_> = edited
+        .lines()
+        .filter_map(|line| Path::new(line.split('\t').nth(2)?).parent())
+        .map(Path::to_owned)
+        .chain(more)
+        .map(|dir| match dir.to_string_lossy().as_ref() {
+            "" => "/*\n!/*/\n".to_owned(),
+            dir => format!("/{dir}/\n"),
+        })
+        .collect();
+
+    remove(dir)?;
+    cmd!(sh, "git worktree prune").run_quiet()?;
+    cmd!(
+        sh,
+        "git worktree add -q --no-checkout --detach {dir} pristine"
+    )
+    .run_quiet()?;
+    let inner = sh.clone();
+    inner.change_dir(dir);
+    cmd!(inner, "git sparse-checkout set --no-cone --stdin")
+        .stdin(patterns.into_iter().collect::<String>())
+        .run_quiet()?;
+    cmd!(inner, "git checkout -q").run_quiet()
+}
+
 /// Write the series to a directory, which must not contain patches.  Returns
 /// how many there are.
 ///
@@ -75,9 +113,12 @@ pub fn export(env: &Env, out: &Path) -> Result<usize> {
 
     let scratch = source.dir.with_extension("series");
     let sh = source.git()?;
-    remove(&scratch)?;
-    cmd!(sh, "git worktree prune").run_quiet()?;
-    cmd!(sh, "git worktree add -q --detach {scratch} pristine").run_quiet()?;
+    let edited: Vec<_> = steps
+        .iter()
+        .map(|step| env.repo.join("patches/qemu").join(&step.patch))
+        .collect();
+    let dirs = steps.iter().flat_map(|step| step.dirs.clone());
+    add_worktree(&sh, &scratch, &edited, dirs)?;
 
     let result = (|| {
         let inner = sh.clone();
@@ -138,9 +179,8 @@ pub fn check(env: &Env) -> Result<usize> {
 
     let scratch = source.dir.with_extension("check");
     let sh = source.git()?;
-    remove(&scratch)?;
-    cmd!(sh, "git worktree prune").run_quiet()?;
-    cmd!(sh, "git worktree add -q --detach {scratch} pristine").run_quiet()?;
+    let patches = crate::source::patches_in(&out)?;
+    add_worktree(&sh, &scratch, &patches, ["scripts".into()])?;
     let result = check_in(env, &sh, &source, &scratch, &out);
     cmd!(sh, "git worktree remove --force {scratch}").run_quiet()?;
     result?;
