@@ -196,4 +196,151 @@ mod tests {
         }
         assert_eq!(HintStatus::try_from(4), Err(4));
     }
+
+    /// What can happen to hinting
+    #[derive(Clone, Copy, Debug)]
+    enum Event {
+        Request,
+        Stop,
+        Done,
+        /// The driver repeats the ID that it has been shown last
+        Repeat,
+        /// ... or the one before that
+        Stale,
+        /// ... or ends the round
+        End,
+        /// To another QEMU
+        Migrate,
+    }
+
+    const EVENTS: [Event; 7] = [
+        Event::Request,
+        Event::Stop,
+        Event::Done,
+        Event::Repeat,
+        Event::Stale,
+        Event::End,
+        Event::Migrate,
+    ];
+
+    /// Hinting as the specification tells it, from the history of events rather
+    /// than with states
+    #[derive(Clone)]
+    struct Model {
+        /// IDs of all rounds that were requested
+        rounds: Vec<u32>,
+        /// Whether the driver has begun the last one
+        begun: bool,
+        /// Whether it is over, for whatever reason
+        over: bool,
+        /// Whether pages can be reused
+        released: bool,
+    }
+
+    impl Model {
+        fn apply(&mut self, event: Event, id: u32) {
+            match event {
+                Event::Request => {
+                    let last = *self.rounds.last().unwrap();
+                    self.rounds.push(if last == u32::MAX {
+                        0x8000_0000
+                    } else {
+                        last + 1
+                    });
+                    self.begun = false;
+                    self.over = false;
+                    self.released = false;
+                }
+                Event::Stop => {
+                    self.over = true;
+                    self.released = false;
+                }
+                Event::Done => {
+                    self.over = true;
+                    self.released = true;
+                }
+                Event::Repeat | Event::Stale | Event::End if self.over => {}
+                Event::Repeat | Event::Stale | Event::End if self.begun => self.over = true,
+                Event::Repeat | Event::Stale | Event::End => {
+                    self.begun = Some(&id) == self.rounds.last();
+                }
+                Event::Migrate => {}
+            }
+        }
+
+        fn id(&self, event: Event) -> u32 {
+            let n = self.rounds.len();
+            match event {
+                Event::Repeat => self.rounds[n - 1],
+                Event::Stale => self.rounds[n.saturating_sub(2)],
+                _ => VIRTIO_BALLOON_CMD_ID_STOP,
+            }
+        }
+
+        fn check(&self, h: &Hinting) {
+            assert_eq!(h.is_hinting(), self.begun && !self.over);
+            assert_eq!(h.cmd_id(), *self.rounds.last().unwrap());
+            let shown = if self.released {
+                1
+            } else if self.over || self.begun {
+                0
+            } else {
+                h.cmd_id()
+            };
+            assert_eq!(h.config_cmd_id(), shown);
+        }
+    }
+
+    fn explore(h: Hinting, model: &Model, depth: u32) -> u64 {
+        model.check(&h);
+        if depth == 0 {
+            return 1;
+        }
+        EVENTS
+            .iter()
+            .map(|&event| {
+                let (mut h, mut model) = (h, model.clone());
+                let id = model.id(event);
+                let before = h.config_cmd_id();
+                let told = match event {
+                    Event::Request => {
+                        h.request();
+                        true
+                    }
+                    Event::Stop => h.stop(),
+                    Event::Done => h.done(),
+                    Event::Repeat | Event::Stale | Event::End => {
+                        h.command(id);
+                        // The driver knows what it has done
+                        true
+                    }
+                    Event::Migrate => {
+                        let status = HintStatus::try_from(h.status() as u32).unwrap();
+                        h = Hinting::new(status, h.cmd_id());
+                        false
+                    }
+                };
+                model.apply(event, id);
+                assert!(told || h.config_cmd_id() == before);
+                explore(h, &model, depth - 1)
+            })
+            .sum()
+    }
+
+    /// All sequences of events, up to a length that covers two rounds, from the
+    /// initial state and from where the IDs wrap
+    #[test]
+    fn exhaustive() {
+        for last in [CMD_ID_MIN, u32::MAX - 1] {
+            let h = Hinting::new(HintStatus::Stop, last);
+            let model = Model {
+                rounds: vec![last],
+                begun: false,
+                over: true,
+                released: false,
+            };
+            let depth = if cfg!(miri) { 3 } else { 6 };
+            assert_eq!(explore(h, &model, depth), 7u64.pow(depth));
+        }
+    }
 }
