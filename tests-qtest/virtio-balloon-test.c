@@ -1431,28 +1431,53 @@ static void test_migrate(const void *data)
 
 /* The machine, and the balloon with its proxy, for tests without a driver */
 static const char *machine, *proxy;
+/* Where devices can be plugged in later, if that is not the default bus */
+static const char *hotplug_bus;
 
 static QTestState *boot_machine(const char *options)
 {
-    return qtest_initf("-machine %s %s", machine, options);
+    return qtest_initf("-machine %s %s %s", machine,
+                       hotplug_bus ? "-device pcie-root-port,id=rp0" : "",
+                       options);
 }
 
 static QTestState *boot_proxy(const char *options)
 {
-    return qtest_initf("-machine %s -object iothread,id=io0"
-                       " -device %s,id=balloon%s", machine, proxy, options);
+    g_autofree char *all = g_strdup_printf("-object iothread,id=io0"
+                                           " -device %s,id=balloon%s",
+                                           proxy, options);
+
+    return boot_machine(all);
+}
+
+/* Arguments for device_add, to which properties can be added */
+static QDict *device_args(void)
+{
+    QDict *args = qdict_new();
+
+    qdict_put_str(args, "driver", proxy);
+    if (hotplug_bus) {
+        qdict_put_str(args, "bus", hotplug_bus);
+    }
+    return args;
+}
+
+/* Add a device, which has to fail.  Takes ownership of the arguments. */
+static void assert_device_add_error(QTestState *qts, QDict *args,
+                                    const char *expected)
+{
+    assert_error(qtest_qmp(qts, "{ 'execute': 'device_add',"
+                           " 'arguments': %p }", args), expected);
 }
 
 static void test_hint_without_iothread(void)
 {
     QTestState *qts = boot_machine("-object iothread,id=io0");
-    QDict *args = qdict_new();
+    QDict *args = device_args();
 
     qdict_put_bool(args, "free-page-hint", true);
-    qdict_put_str(args, "driver", proxy);
-    assert_error(qtest_qmp(qts, "{ 'execute': 'device_add',"
-                                " 'arguments': %p }", args),
-                 "'free-page-hint' requires 'iothread' to be set");
+    assert_device_add_error(qts, args,
+                            "'free-page-hint' requires 'iothread' to be set");
     qtest_quit(qts);
 }
 
@@ -1460,9 +1485,8 @@ static void test_only_one(void)
 {
     QTestState *qts = boot_proxy("");
 
-    assert_error(qtest_qmp(qts, "{ 'execute': 'device_add', 'arguments': {"
-                                " 'driver': %s, 'id': 'two' } }", proxy),
-                 "Only one balloon device is supported");
+    assert_device_add_error(qts, device_args(),
+                            "Only one balloon device is supported");
     /* The first one still works */
     qtest_qmp_assert_success(qts, "{ 'execute': 'query-balloon' }");
     qtest_quit(qts);
@@ -1493,16 +1517,15 @@ static void test_hotplug(void)
 static void test_bad_properties(void)
 {
     QTestState *qts = boot_machine("");
+    QDict *args = device_args();
 
-    assert_error(qtest_qmp(qts, "{ 'execute': 'device_add', 'arguments': {"
-                                " 'driver': %s, 'deflate-on-oom': 'maybe' } }",
-                           proxy),
-                 "Invalid parameter type for 'deflate-on-oom',"
-                 " expected: boolean");
-    assert_error(qtest_qmp(qts, "{ 'execute': 'device_add', 'arguments': {"
-                                " 'driver': %s, 'iothread': 'nothing' } }",
-                           proxy),
-                 "Device 'nothing' not found");
+    qdict_put_str(args, "deflate-on-oom", "maybe");
+    assert_device_add_error(qts, args,
+                            "Invalid parameter type for 'deflate-on-oom',"
+                            " expected: boolean");
+    args = device_args();
+    qdict_put_str(args, "iothread", "nothing");
+    assert_device_add_error(qts, args, "Device 'nothing' not found");
     assert_error(qtest_qmp(qts, "{ 'execute': 'query-balloon' }"),
                  "No balloon device has been activated");
     qtest_quit(qts);
@@ -1743,6 +1766,7 @@ int main(int argc, char **argv)
     } else if (!strcmp(arch, "aarch64")) {
         machine = "virt";
         proxy = "virtio-balloon-pci";
+        hotplug_bus = "rp0";
         add_transport_tests(&mmio_arm);
     } else if (!strcmp(arch, "s390x")) {
         /* libqos has no driver for CCW */
