@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
 # A Linux guest with a memory balloon
-#
-# This work is licensed under the terms of the GNU GPL, version 2 or
-# later.  See the COPYING file in the top-level directory.
 '''Base class for tests that boot Linux with virtio-balloon'''
 
 import os

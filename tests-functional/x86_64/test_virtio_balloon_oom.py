@@ -2,9 +2,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
 # A Linux guest that deflates its balloon before it runs out of memory
-#
-# This work is licensed under the terms of the GNU GPL, version 2 or
-# later.  See the COPYING file in the top-level directory.
 '''Functional tests of virtio-balloon with a Linux guest'''
 
 from virtio_balloon_guest import BalloonGuestTest, MIB, UNSET_STATS_VALUE
