@@ -2,6 +2,8 @@
 
 //! The device itself: properties, features, configuration space, life cycle
 
+use std::ffi::CStr;
+
 use ::migration::{migration_in_bg_snapshot, migration_in_incoming_postcopy, VMStateDescription};
 use balloon_core::{
     config::{config_size, Config},
@@ -13,7 +15,7 @@ use balloon_core::{
 };
 use bql::BqlCell;
 use hwcore::{DeviceCategory, DeviceImpl, Link, MachineState, ResetType, ResettablePhasesImpl};
-use qom::{InstanceInitFn, ObjectImpl, ObjectMethods, ObjectProperty, ParentField};
+use qom::{InstanceInitFn, ObjectImpl, ObjectMethods, ObjectProperty, ParentField, Visitor};
 use system::{
     qapi_event_send_balloon_change, ram_block_discard_is_disabled, BalloonDevice, BalloonHandler,
     IOThread,
@@ -29,7 +31,8 @@ use virtio::{
 };
 
 use crate::{
-    hinting::FreePageHinting, migration::VMSTATE_BALLOON, stats::GuestStats, TYPE_VIRTIO_BALLOON,
+    discard::Memory, hinting::FreePageHinting, inflate::PageQueue, migration::VMSTATE_BALLOON,
+    reporting::ReportQueue, stats::GuestStats, TYPE_VIRTIO_BALLOON,
 };
 
 /// Virtio device ID of the "traditional" memory balloon
@@ -42,7 +45,11 @@ const HINT_QUEUE_SIZE: u16 = 1024;
 /// Size of the queue for reports
 const REPORTING_QUEUE_SIZE: u16 = 32;
 
-/// Index of the queue for statistics, after those for inflating and deflating
+/// Index of the queue for pages that go into the balloon
+pub const INFLATE_QUEUE: u16 = 0;
+/// Index of the queue for pages that leave the balloon
+pub const DEFLATE_QUEUE: u16 = 1;
+/// Index of the queue for statistics
 pub const STATS_QUEUE: u16 = 2;
 
 /// The device status bit with which the driver declares that it is ready
@@ -77,8 +84,13 @@ pub struct VirtIOBalloon {
     /// What the guest fills free pages with, if it has negotiated to tell
     pub poison_val: BqlCell<u32>,
 
+    /// What the device knows of the guest's memory, and has done with it
+    pub memory: Memory,
+    pub inflate: PageQueue,
+    pub deflate: PageQueue,
     pub stats: GuestStats,
     pub hinting: FreePageHinting,
+    pub reports: ReportQueue,
     handler: BalloonHandler,
 }
 
@@ -116,6 +128,23 @@ impl VirtIOBalloon {
                 .getter(&Self::get_poll_interval)
                 .setter(&Self::set_poll_interval),
         );
+        self.add_property(
+            &ObjectProperty::new(c"balloon-counters", c"balloon counters")
+                .getter(&Self::get_counters),
+        );
+    }
+
+    fn get_counters(&self, v: &Visitor, name: &CStr) -> Result<()> {
+        let members = self
+            .memory
+            .counters
+            .get()
+            .members(self.memory.partial_host_pages());
+        v.visit_struct(name, |v| {
+            members
+                .into_iter()
+                .try_for_each(|(member, mut value)| v.visit_u64(member, &mut value))
+        })
     }
 
     fn realize(&self, queues: &mut VirtioRealize<'_, Self>) -> Result<()> {
@@ -139,13 +168,17 @@ impl VirtIOBalloon {
             self.start_hinting(queue);
         }
         if self.offers(VIRTIO_BALLOON_F_REPORTING) {
-            queues.add_queue(REPORTING_QUEUE_SIZE, &Self::handle_reports);
+            let queue = queues.add_queue(REPORTING_QUEUE_SIZE, &Self::handle_reports);
+            self.start_reports(queue);
         }
+        self.start_pages();
         self.stats.reset();
         Ok(())
     }
 
     fn unrealize(&self) {
+        self.stop_pages();
+        self.stop_reports();
         self.stop_hinting();
         self.stop_polling_stats();
         self.stats.drop_element();
@@ -184,6 +217,8 @@ impl VirtIOBalloon {
     }
 
     fn reset(&self) {
+        self.reset_pages();
+        self.reset_reports();
         self.reset_hinting();
         self.stats.unpop_element();
         self.poison_val.set(0);
@@ -195,7 +230,9 @@ impl VirtIOBalloon {
         if queue == u32::from(STATS_QUEUE) {
             self.stats.drop_element();
         }
+        self.reset_page_queue(queue);
         self.reset_hint_queue(queue);
+        self.reset_report_queue(queue);
     }
 
     fn set_status(&self, status: u8) {
@@ -203,9 +240,13 @@ impl VirtIOBalloon {
             if status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
                 self.recover_stats();
             }
+            self.resume_pages();
             self.resume_hinting();
+            self.resume_reports();
         } else {
+            self.suspend_pages();
             self.suspend_hinting();
+            self.suspend_reports();
         }
     }
 
@@ -252,8 +293,12 @@ impl ObjectImpl for VirtIOBalloon {
         num_pages: BqlCell::new(0),
         actual: BqlCell::new(0),
         poison_val: BqlCell::new(0),
+        memory: Memory::default(),
+        inflate: PageQueue::default(),
+        deflate: PageQueue::default(),
         stats: GuestStats::default(),
         hinting: FreePageHinting::default(),
+        reports: ReportQueue::default(),
         handler: BalloonHandler::new(),
     });
     const INSTANCE_POST_INIT: Option<fn(&Self)> = Some(Self::post_init);

@@ -1,110 +1,345 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 //! Pages that go into the balloon, and that leave it
+//!
+//! All elements that the driver has made available are worked on together: their
+//! PFNs become runs, which are looked up and discarded as a whole, and only then
+//! the elements are returned.
+//!
+//! A driver can send more than what can be done in an acceptable time, as the
+//! main loop and the vCPUs have to wait meanwhile.  Therefore a batch has a
+//! limited size; and after some milliseconds a bottom half takes over, so that
+//! others have their turn.  Elements that were not returned by then are in
+//! [`PageQueue`], which has to be emptied before the queue's state is saved or
+//! reset.
 
-use std::sync::Once;
+use std::{
+    mem::{replace, take},
+    time::{Duration, Instant},
+};
 
 use balloon_core::{
-    pages::{pfn_to_gpa, PartialHostPage},
-    BALLOON_PAGE_SIZE,
+    pages::{pages_to_bytes, pfn_to_gpa},
+    runs::Runs,
 };
-use system::{MemoryRegionSection, RamBlock, RamBlockId};
-use util::report::warn_report;
-use virtio::{
-    events::{trace_virtio_balloon_bad_addr, trace_virtio_balloon_handle_output},
-    VirtQueue, VirtQueueElement,
+use bql::{BqlCell, BqlRefCell};
+use virtio::{BottomHalf, VirtQueue, VirtQueueElement, VirtioDeviceMethods};
+
+use crate::{
+    device::{VirtIOBalloon, DEFLATE_QUEUE, INFLATE_QUEUE},
+    discard::{Direction, Ranges},
 };
 
-use crate::device::VirtIOBalloon;
+/// The most PFNs in a batch: as many as Linux can put into the queue
+const MAX_BATCH: usize = 128 * 256;
 
-/// Report a problem that the guest can cause as often as it likes.
-macro_rules! warn_once {
-    ($($args:tt)*) => {{
-        static ONCE: Once = Once::new();
-        ONCE.call_once(|| warn_report(format!($($args)*)));
-    }};
+/// The most elements in a batch.  A queue does not have room for more, unless
+/// the driver reuses the memory of elements that were not returned.
+const MAX_ELEMENTS: usize = 1024;
+
+/// How long to work before others have their turn
+const BUDGET: Duration = Duration::from_millis(4);
+
+/// The most pages of a run to work on without looking at the clock
+const MAX_STEP: u32 = 4096;
+
+/// After how many runs to look at the clock
+const CLOCK_INTERVAL: usize = 64;
+
+/// Work that was not finished, of the queue for either direction
+#[derive(Default)]
+pub struct PageQueue {
+    batch: BqlRefCell<Batch>,
+    /// A function is working on the batch, and has taken it
+    busy: BqlCell<bool>,
+    /// There are elements that nobody will tell the device about (again)
+    pending: BqlCell<bool>,
+    /// Incremented when the batch becomes invalid
+    epoch: BqlCell<u32>,
+    bh: BottomHalf,
+}
+
+#[derive(Default)]
+struct Batch {
+    /// Elements of which all PFNs are in `runs`
+    complete: Vec<VirtQueueElement>,
+    /// The last element, if the batch was full before its end, and the number
+    /// of bytes of it that are in `runs`
+    unfinished: Option<(VirtQueueElement, usize)>,
+    runs: Runs,
+    /// The next run to work on
+    next: usize,
+    /// How many pages of that are done
+    done: u32,
+}
+
+impl Batch {
+    /// Whether there is nothing to do
+    fn is_empty(&self) -> bool {
+        self.complete.is_empty() && self.unfinished.is_none()
+    }
+
+    /// Read the PFNs in an element from a position on.
+    fn add(&mut self, elem: VirtQueueElement, position: usize) {
+        let mut reader = elem.out_reader().skip(position);
+        while self.runs.pfns() < MAX_BATCH {
+            let Some(pfn) = reader.read_u32() else {
+                drop(reader);
+                self.complete.push(elem);
+                return;
+            };
+            self.runs.push(pfn);
+        }
+        let position = reader.position();
+        drop(reader);
+        self.unfinished = Some((elem, position));
+    }
+
+    /// Fill the batch with as much as it can take, or as there is time for.
+    fn collect(&mut self, vq: &VirtQueue<'_>, deadline: Instant) {
+        if let Some((elem, position)) = self.unfinished.take() {
+            self.add(elem, position);
+        }
+        while self.unfinished.is_none()
+            && self.runs.pfns() < MAX_BATCH
+            && self.complete.len() < MAX_ELEMENTS
+        {
+            let Some(elem) = vq.pop() else {
+                break;
+            };
+            self.add(elem, 0);
+            if Instant::now() >= deadline {
+                break;
+            }
+        }
+        self.runs.merge();
+    }
+
+    /// Work on the runs until the deadline.  Returns whether all are done.
+    fn work(&mut self, ranges: &mut Ranges<'_>, deadline: Option<Instant>) -> bool {
+        let mut steps = 0;
+        while let Some(run) = self.runs.as_slice().get(self.next) {
+            // Neither overflows: less than the whole run is done
+            let first = run.first + self.done;
+            let last = run.last.min(first.saturating_add(MAX_STEP - 1));
+
+            ranges.add(pfn_to_gpa(first), pfn_to_gpa(last) + pages_to_bytes(1));
+            if last == run.last {
+                self.next += 1;
+                self.done = 0;
+            } else {
+                self.done += MAX_STEP;
+            }
+
+            steps += 1;
+            if ranges.is_full() {
+                ranges.flush();
+            } else if steps % CLOCK_INTERVAL != 0 {
+                continue;
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                break;
+            }
+        }
+        ranges.flush();
+
+        let finished = self.next == self.runs.as_slice().len();
+        if finished {
+            self.runs.clear();
+            self.next = 0;
+        }
+        finished
+    }
 }
 
 impl VirtIOBalloon {
     /// The driver puts pages into the balloon.
-    pub fn handle_inflate(&self, vq: VirtQueue<'_>) {
-        while let Some(elem) = vq.pop() {
-            let mut partial = PartialHostPage::default();
-            for_each_page(&elem, |block, offset| {
-                inflate_page(block, offset, &mut partial);
-            });
-            elem.push(0);
-            vq.notify();
-        }
+    pub fn handle_inflate(&self, _vq: VirtQueue<'_>) {
+        self.work_on_inflate();
     }
 
     /// The driver takes pages out of the balloon.
-    pub fn handle_deflate(&self, vq: VirtQueue<'_>) {
-        while let Some(elem) = vq.pop() {
-            for_each_page(&elem, deflate_page);
-            elem.push(0);
+    pub fn handle_deflate(&self, _vq: VirtQueue<'_>) {
+        self.work_on_deflate();
+    }
+
+    fn work_on_inflate(&self) {
+        self.work_on_pages(Direction::Inflate);
+    }
+
+    fn work_on_deflate(&self) {
+        self.work_on_pages(Direction::Deflate);
+    }
+
+    const fn page_queue(&self, direction: Direction) -> (&PageQueue, u16) {
+        match direction {
+            Direction::Inflate => (&self.inflate, INFLATE_QUEUE),
+            Direction::Deflate => (&self.deflate, DEFLATE_QUEUE),
+        }
+    }
+
+    /// The device is realized.
+    pub fn start_pages(&self) {
+        self.inflate
+            .bh
+            .init(self, c"virtio-balloon-inflate", &Self::work_on_inflate);
+        self.deflate
+            .bh
+            .init(self, c"virtio-balloon-deflate", &Self::work_on_deflate);
+    }
+
+    /// The device is unrealized.
+    pub fn stop_pages(&self) {
+        for queue in [&self.inflate, &self.deflate] {
+            queue.bh.delete();
+            queue.invalidate();
+        }
+        self.memory.reset();
+    }
+
+    /// The device is reset.
+    pub fn reset_pages(&self) {
+        self.inflate.invalidate();
+        self.deflate.invalidate();
+        self.memory.reset();
+    }
+
+    /// The driver resets a queue.
+    pub fn reset_page_queue(&self, index: u32) {
+        for direction in [Direction::Inflate, Direction::Deflate] {
+            let (queue, i) = self.page_queue(direction);
+            if u32::from(i) == index {
+                queue.invalidate();
+            }
+        }
+    }
+
+    fn work_on_pages(&self, direction: Direction) {
+        let (queue, index) = self.page_queue(direction);
+        let Some(vq) = self.queue(index) else {
+            return;
+        };
+        // Writing to the queue can, if the driver has placed it in device
+        // memory, get here again.
+        if queue.busy.replace(true) {
+            return;
+        }
+
+        let deadline = Instant::now() + BUDGET;
+        queue.pending.set(true);
+        loop {
+            if !self.work_on_batch(queue, &vq, direction, Some(deadline)) {
+                queue.pending.set(false);
+                break;
+            }
+            if Instant::now() >= deadline {
+                if self.vm_running() {
+                    queue.bh.schedule();
+                } else {
+                    self.finish_batch(direction);
+                }
+                break;
+            }
+        }
+        queue.busy.set(false);
+    }
+
+    /// Continue with the batch, or begin a new one.  Returns false if there is
+    /// nothing left to do.
+    fn work_on_batch(
+        &self,
+        queue: &PageQueue,
+        vq: &VirtQueue<'_>,
+        direction: Direction,
+        deadline: Option<Instant>,
+    ) -> bool {
+        let epoch = queue.epoch.get();
+        let mut batch = take(&mut *queue.batch.borrow_mut());
+
+        if batch.runs.as_slice().is_empty() {
+            if let Some(deadline) = deadline {
+                batch.collect(vq, deadline);
+            }
+            if batch.is_empty() {
+                return false;
+            }
+        }
+        let unasked = self.num_pages.get() >= self.actual.get();
+        let mut ranges = Ranges::new(&self.memory, direction, Self::discard_inhibited(), unasked);
+        let finished = batch.work(&mut ranges, deadline);
+
+        let mut pushed = false;
+        if finished {
+            for elem in batch.complete.drain(..) {
+                // The device may be reset by any of these, as it is guest
+                // memory that is written
+                if queue.epoch.get() == epoch {
+                    elem.push(0);
+                    pushed = true;
+                }
+            }
+        }
+        if queue.epoch.get() != epoch {
+            return false;
+        }
+        // Not dropped while the cell is borrowed
+        let old = replace(&mut *queue.batch.borrow_mut(), batch);
+        drop(old);
+        if pushed {
             vq.notify();
         }
+        true
     }
-}
 
-/// Look up all PFNs in an element, and call `f` for those that are RAM, unless
-/// discarding is inhibited.  Other PFNs are ignored.
-fn for_each_page(elem: &VirtQueueElement, mut f: impl FnMut(&RamBlock<'_>, u64)) {
-    let inhibited = VirtIOBalloon::discard_inhibited();
-    let mut pfns = elem.out_reader();
-
-    while let Some(pfn) = pfns.read_u32() {
-        let gpa = pfn_to_gpa(pfn);
-        let Some(section) = find_ram_page(gpa) else {
-            trace_virtio_balloon_bad_addr(gpa);
-            continue;
+    /// Return all elements to the driver, or to the queue.
+    fn finish_batch(&self, direction: Direction) {
+        let (queue, index) = self.page_queue(direction);
+        let Some(vq) = self.queue(index) else {
+            return;
         };
+        queue.bh.cancel();
+        if !queue.batch.borrow().runs.as_slice().is_empty() {
+            self.work_on_batch(queue, &vq, direction, None);
+        }
+        // What does not fit into a batch begins anew
+        let unfinished = queue.batch.borrow_mut().unfinished.take();
+        if let Some((elem, _)) = unfinished {
+            elem.unpop();
+        }
+    }
 
-        trace_virtio_balloon_handle_output(section.region().name(), gpa);
-        if inhibited {
-            continue;
+    /// The VM was stopped, and will perhaps be migrated: nothing may be in
+    /// flight.
+    pub fn suspend_pages(&self) {
+        self.finish_batch(Direction::Inflate);
+        self.finish_batch(Direction::Deflate);
+    }
+
+    /// The VM is running (again): look for elements that
+    /// [`suspend_pages`](Self::suspend_pages) has left in the queues.
+    pub fn resume_pages(&self) {
+        for queue in [&self.inflate, &self.deflate] {
+            if queue.pending.get() {
+                queue.bh.schedule();
+            }
         }
-        if let Some((block, offset)) = section.ram_block() {
-            f(&block, offset);
-        }
+    }
+
+    /// The VM has come from another QEMU, which may have left something in the
+    /// queues.
+    pub fn expect_pages(&self) {
+        self.inflate.pending.set(true);
+        self.deflate.pending.set(true);
     }
 }
 
-/// Find a page of the guest's memory that is RAM, and nothing but RAM.
-fn find_ram_page(gpa: u64) -> Option<MemoryRegionSection> {
-    let section = MemoryRegionSection::find(gpa, BALLOON_PAGE_SIZE)?;
-    let region = section.region();
-    let usable = region.is_ram()
-        && !region.is_rom()
-        && !region.is_romd()
-        && section.size() == BALLOON_PAGE_SIZE;
-
-    usable.then_some(section)
-}
-
-fn inflate_page(block: &RamBlock<'_>, offset: u64, partial: &mut PartialHostPage<RamBlockId>) {
-    let host_page_size = block.page_size();
-
-    let page = if host_page_size == BALLOON_PAGE_SIZE {
-        Some(offset)
-    } else {
-        // The piece of the host page cannot be discarded alone: wait until all
-        // of the host page is in the balloon.
-        warn_once!("Balloon used with backing page size > 4kiB, this may not be reliable");
-        partial.add(block.id(), offset, host_page_size)
-    };
-
-    if let Some(page) = page {
-        // An error was reported already.  It is not fatal: it just means that
-        // the host does not get the memory.
-        let _ = block.discard_range(page, host_page_size);
-    }
-}
-
-fn deflate_page(block: &RamBlock<'_>, offset: u64) {
-    // The hint is for the whole host page, because there is nothing smaller.
-    if let Err(err) = block.advise_willneed(offset, BALLOON_PAGE_SIZE) {
-        warn_once!("Couldn't MADV_WILLNEED on balloon deflate: {err}");
+impl PageQueue {
+    /// Drop what is in the batch.
+    fn invalidate(&self) {
+        self.epoch.set(self.epoch.get().wrapping_add(1));
+        self.pending.set(false);
+        self.bh.cancel();
+        let batch = take(&mut *self.batch.borrow_mut());
+        drop(batch);
     }
 }

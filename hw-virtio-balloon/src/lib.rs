@@ -15,6 +15,7 @@
 use std::ffi::CStr;
 
 mod device;
+mod discard;
 mod hinting;
 mod inflate;
 mod migration;

@@ -26,3 +26,4 @@ typedef enum memory_order {
 
 #include "hw/virtio/virtio.h"
 #include "qemu/iov.h"
+#include "qemu/main-loop.h"

@@ -12,9 +12,28 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod counters;
 pub mod features;
 pub mod hinting;
+pub mod host_pages;
 pub mod pages;
+pub mod runs;
 pub mod stats;
 
 pub use pages::BALLOON_PAGE_SIZE;
+
+#[cfg(test)]
+mod tests {
+    /// Random numbers for tests: xorshift, which needs no crate in QEMU's tree
+    pub struct Rng(pub u64);
+
+    impl Rng {
+        /// From 0 to `n` - 1
+        pub fn below(&mut self, n: u32) -> u32 {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            ((self.0 >> 32) % u64::from(n)) as u32
+        }
+    }
+}

@@ -29,6 +29,9 @@ pub mod events {
 
 pub mod bindings;
 
+mod bh;
+pub use bh::*;
+
 mod device;
 pub use device::*;
 

@@ -23,6 +23,8 @@ pub struct OutReader<'a> {
     /// The part of `buf` that was not consumed yet
     start: usize,
     end: usize,
+    /// Bytes that were consumed
+    position: usize,
     big_endian: bool,
     _marker: PhantomData<&'a bindings::iovec>,
 }
@@ -57,6 +59,7 @@ impl OutReader<'_> {
             buf: [0; BUF_SIZE],
             start: 0,
             end: 0,
+            position: 0,
             big_endian,
             _marker: PhantomData,
         }
@@ -90,16 +93,53 @@ impl OutReader<'_> {
                 break;
             }
             copied -= left;
-            self.offset = 0;
-            self.count -= 1;
-            // SAFETY: at most one past the end
-            self.sg = unsafe { self.sg.add(1) };
+            self.next_entry();
         }
+    }
+
+    /// Number of bytes that were read so far; see [`skip`](Self::skip)
+    pub const fn position(&self) -> usize {
+        self.position
+    }
+
+    /// Skip bytes, for example those that were read earlier with another
+    /// reader.  Nothing is left if there are not as many.
+    #[must_use]
+    pub fn skip(mut self, mut bytes: usize) -> Self {
+        self.position = self.position.saturating_add(bytes);
+
+        let buffered = bytes.min(self.end - self.start);
+        self.start += buffered;
+        bytes -= buffered;
+        while bytes > 0 && self.count > 0 {
+            // SAFETY: there is at least one entry left
+            let left = unsafe { (*self.sg).iov_len } - self.offset;
+            if bytes < left {
+                self.offset += bytes;
+                break;
+            }
+            bytes -= left;
+            self.next_entry();
+        }
+        self
+    }
+
+    fn next_entry(&mut self) {
+        self.offset = 0;
+        self.count -= 1;
+        // SAFETY: at most one past the end
+        self.sg = unsafe { self.sg.add(1) };
     }
 
     /// Read exactly `N` bytes; `None` if there are fewer left, in which case
     /// they are skipped.
     pub fn read_array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        if let Some(data) = self.buf[self.start..self.end].first_chunk::<N>() {
+            self.start += N;
+            self.position += N;
+            return Some(*data);
+        }
+
         let mut out = [0; N];
         let mut done = 0;
         while done < N {
@@ -112,6 +152,7 @@ impl OutReader<'_> {
             let n = (N - done).min(self.end - self.start);
             out[done..done + n].copy_from_slice(&self.buf[self.start..self.start + n]);
             self.start += n;
+            self.position += n;
             done += n;
         }
         Some(out)
@@ -189,6 +230,30 @@ mod tests {
                 assert_eq!(r.read_u32(), Some(i));
             }
             assert_eq!(r.read_u32(), None);
+        }
+    }
+
+    #[test]
+    fn test_skip() {
+        let data: Vec<u8> = (0..3000u32).flat_map(u32::to_le_bytes).collect();
+        for step in [1, 5, 1024, 1025, 5000, 12_000] {
+            let parts: Vec<_> = data.chunks(step).collect();
+            let iov = iovecs(&parts);
+            for n in [0, 1, 255, 256, 257, 1250, 2999] {
+                let mut first = reader(&iov, false);
+                for _ in 0..n {
+                    first.read_u32();
+                }
+                assert_eq!(first.position(), 4 * n);
+                // where it is, or with a new reader
+                assert_eq!(first.skip(0).read_u32(), Some(n as u32));
+                let mut r = reader(&iov, false).skip(2 * n).skip(2 * n);
+                assert_eq!(r.position(), 4 * n);
+                assert_eq!(r.read_u32(), Some(n as u32));
+            }
+            assert_eq!(reader(&iov, false).skip(12_000).read_u16(), None);
+            let r = reader(&iov, false).skip(usize::MAX - 1);
+            assert_eq!({ r }.read_u16(), None);
         }
     }
 }
