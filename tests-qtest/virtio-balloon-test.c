@@ -1260,6 +1260,252 @@ static void test_reporting_poison(const void *data)
 }
 
 /*
+ * Memory management: what only the implementation in Rust does
+ */
+
+/* The value of a counter; UINT64_MAX if the device does not have any */
+static uint64_t get_counter(Balloon *b, const char *name)
+{
+    QDict *resp = qtest_qmp(b->qts, "{ 'execute': 'qom-get', 'arguments': {"
+                            " 'path': '/machine/peripheral/balloon',"
+                            " 'property': 'balloon-counters' } }");
+    QDict *counters = qdict_get_qdict(resp, "return");
+    uint64_t value = counters ? qdict_get_int(counters, name) : UINT64_MAX;
+
+    qobject_unref(resp);
+    return value;
+}
+
+static bool has_counters(Balloon *b)
+{
+    /* An alias, for the proxies */
+    if (get_counter(b, "bad-pfns") != UINT64_MAX) {
+        return true;
+    }
+    g_test_skip("only for the implementation in Rust");
+    return false;
+}
+
+static void test_counters(const void *data)
+{
+    Balloon *b = balloon_start(data, "");
+    uint64_t mem = alloc_pages(b, 8);
+    uint32_t pfns[] = { pfn(mem), pfn(mem) + 1, pfn(mem) + 5, UINT32_MAX };
+
+    if (!has_counters(b)) {
+        balloon_quit(b);
+        return;
+    }
+
+    send_pfns(b, IVQ, pfns, 4);
+    g_assert_cmpint(get_counter(b, "pages-inflated"), ==, 3);
+    g_assert_cmpint(get_counter(b, "bad-pfns"), ==, 1);
+    g_assert_cmpint(get_counter(b, "discard-calls"), ==, 1);
+    g_assert_cmpint(get_counter(b, "discard-ranges"), ==, 2);
+    g_assert_cmpint(get_counter(b, "bytes-discarded"), ==, 3 * PAGE);
+    g_assert_cmpint(get_counter(b, "discard-errors"), ==, 0);
+    g_assert_cmpint(get_counter(b, "partial-host-pages"), ==, 0);
+
+    /* The host wants the balloon to be as large as it is, */
+    config_writel(b, CFG(actual), 3);
+    set_balloon(b, RAM_SIZE - 3 * PAGE);
+    send_pfns(b, DVQ, pfns, 1);
+    g_assert_cmpint(get_counter(b, "pages-deflated"), ==, 1);
+    g_assert_cmpint(get_counter(b, "pages-deflated-unasked"), ==, 1);
+
+    /* or to become smaller */
+    config_writel(b, CFG(actual), 2);
+    set_balloon(b, RAM_SIZE);
+    send_pfns(b, DVQ, pfns + 1, 2);
+    g_assert_cmpint(get_counter(b, "pages-deflated"), ==, 3);
+    g_assert_cmpint(get_counter(b, "pages-deflated-unasked"), ==, 1);
+    balloon_quit(b);
+}
+
+/* Many elements in any order become few discards */
+static void test_runs(const void *data)
+{
+    Balloon *b = balloon_start(data, "");
+    uint64_t mem = alloc_pages(b, 64);
+    uint32_t heads[8];
+
+    if (!has_counters(b)) {
+        balloon_quit(b);
+        return;
+    }
+
+    /* Every 8th page, beginning with another one in each element */
+    for (int i = 0; i < 8; i++) {
+        uint32_t le[7];
+
+        for (int j = 0; j < 7; j++) {
+            le[j] = cpu_to_le32(pfn(mem) + 8 * ((3 * j) % 7) + (5 * i) % 8);
+        }
+        heads[i] = qvirtqueue_add(b->qts, b->vq[IVQ],
+                                  put(b, le, sizeof(le)), sizeof(le),
+                                  false, false);
+        if (i < 7) {
+            /* available, but the device is not told yet */
+            uint64_t avail = b->vq[IVQ]->avail;
+
+            qtest_writew(b->qts, avail + 4 + 2 * i, heads[i]);
+            qtest_writew(b->qts, avail + 2, i + 1);
+        }
+    }
+    qvirtqueue_kick(b->qts, b->dev, b->vq[IVQ], heads[7]);
+    for (int i = 0; i < 8; i++) {
+        wait_used(b, IVQ, heads[i]);
+    }
+    assert_pages(b, mem, "00000000" "00000000" "00000000" "00000000"
+                 "00000000" "00000000" "00000000" "PPPPPPPP");
+    g_assert_cmpint(get_counter(b, "pages-inflated"), ==, 56);
+    g_assert_cmpint(get_counter(b, "discard-ranges"), ==, 1);
+    balloon_quit(b);
+}
+
+#define HUGE_PAGE   (2 * 1024 * 1024)
+
+static bool have_huge_pages(void)
+{
+    const char *path =
+        "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
+    g_autofree char *text = NULL;
+
+    if (g_file_get_contents(path, &text, NULL, NULL) &&
+        g_ascii_strtoull(text, NULL, 10) >= RAM_SIZE / HUGE_PAGE) {
+        return true;
+    }
+    g_test_skip("not enough huge pages are free");
+    return false;
+}
+
+static void send_range(Balloon *b, int q, uint64_t addr, int n)
+{
+    g_autofree uint32_t *pfns = g_new(uint32_t, n);
+
+    for (int i = 0; i < n; i++) {
+        pfns[i] = pfn(addr) + n - 1 - i;
+    }
+    send_pfns(b, q, pfns, n);
+}
+
+/* Host pages are discarded as a whole, when all of them is in the balloon */
+static void test_huge_pages(const void *data)
+{
+    Balloon *b;
+    uint64_t mem;
+
+    if (!have_huge_pages()) {
+        return;
+    }
+    b = balloon_start(data, " -object memory-backend-memfd,id=ram0,size=128M,"
+                      "hugetlb=on,hugetlbsize=2M -machine memory-backend=ram0");
+    if (!has_counters(b)) {
+        balloon_quit(b);
+        return;
+    }
+    mem = QEMU_ALIGN_UP(alloc_pages(b, 2 * HUGE_PAGE / PAGE), HUGE_PAGE);
+
+    send_range(b, IVQ, mem, 256);
+    g_assert_cmpint(get_counter(b, "partial-host-pages"), ==, 1);
+    assert_pages(b, mem, "PP");
+    send_range(b, IVQ, mem + 257 * PAGE, 255);
+    assert_pages(b, mem, "PP");
+    send_range(b, IVQ, mem + 256 * PAGE, 1);
+    g_assert_cmpint(get_counter(b, "partial-host-pages"), ==, 0);
+    g_assert_cmpint(get_counter(b, "bytes-discarded"), ==, HUGE_PAGE);
+    assert_pages(b, mem, "00");
+    assert_pages(b, mem + 511 * PAGE, "0P");
+
+    /* One page leaves the balloon and is used, until it goes back */
+    send_range(b, DVQ, mem + 7 * PAGE, 1);
+    qtest_memset(b->qts, mem + 7 * PAGE, PATTERN, PAGE);
+    g_assert_cmpint(get_counter(b, "partial-host-pages"), ==, 1);
+    send_range(b, IVQ, mem + 8 * PAGE, 1);
+    assert_pages(b, mem + 7 * PAGE, "P0");
+    send_range(b, IVQ, mem + 7 * PAGE, 1);
+    assert_pages(b, mem + 7 * PAGE, "00");
+    g_assert_cmpint(get_counter(b, "bytes-discarded"), ==, 2 * HUGE_PAGE);
+
+    /* A reset empties the balloon */
+    qtest_memset(b->qts, mem, PATTERN, HUGE_PAGE);
+    send_range(b, DVQ, mem, 512);
+    send_range(b, IVQ, mem, 511);
+    balloon_restart(b, F_BALLOON);
+    g_assert_cmpint(get_counter(b, "partial-host-pages"), ==, 0);
+    send_range(b, IVQ, mem + 511 * PAGE, 1);
+    assert_pages(b, mem, "PP");
+    balloon_quit(b);
+}
+
+/*
+ * An element with many descriptors that refer to the same PFNs: every second
+ * page of 8 MiB, over and over
+ */
+static uint32_t submit_endless(Balloon *b, int descs)
+{
+    const int n = 1024 * 1024;
+    g_autofree uint32_t *le = g_new(uint32_t, n);
+    uint64_t mem = guest_alloc(b->alloc, 8 * 1024 * 1024);
+    uint64_t addr = guest_alloc(b->alloc, n * sizeof(*le));
+    uint32_t head = 0;
+
+    for (int i = 0; i < n; i++) {
+        le[i] = cpu_to_le32(pfn(mem) + 2 * (i % 1024));
+    }
+    qtest_bufwrite(b->qts, addr, le, n * sizeof(*le));
+    for (int i = 0; i < descs; i++) {
+        uint32_t id = qvirtqueue_add(b->qts, b->vq[IVQ], addr,
+                                     n * sizeof(*le), false, i < descs - 1);
+
+        head = i ? head : id;
+    }
+    qvirtqueue_kick(b->qts, b->dev, b->vq[IVQ], head);
+    return head;
+}
+
+static void test_bounded(const void *data)
+{
+    Balloon *b = balloon_start(data, "");
+    uint64_t mem = alloc_pages(b, 1);
+    uint64_t inflated;
+    uint32_t head;
+
+    if (!has_counters(b)) {
+        balloon_quit(b);
+        return;
+    }
+
+    /* It is worked on step by step, and the monitor answers meanwhile */
+    head = submit_endless(b, 8);
+    inflated = get_counter(b, "pages-inflated");
+    g_assert_cmpint(inflated, <, 8 * 1024 * 1024);
+    wait_used(b, IVQ, head);
+    g_assert_cmpint(get_counter(b, "pages-inflated"), >, inflated);
+
+    /* The VM is stopped in the middle, and continues */
+    head = submit_endless(b, 8);
+    qtest_qmp_assert_success(b->qts, "{ 'execute': 'stop' }");
+    inflated = get_counter(b, "pages-inflated");
+    assert_not_used(b, IVQ);
+    g_assert_cmpint(get_counter(b, "pages-inflated"), ==, inflated);
+    qtest_qmp_assert_success(b->qts, "{ 'execute': 'cont' }");
+    wait_used(b, IVQ, head);
+
+    /* The driver resets the device in the middle */
+    submit_endless(b, 64);
+    balloon_restart(b, F_BALLOON);
+    inflated = get_counter(b, "pages-inflated");
+    send_pfns(b, IVQ, &(uint32_t){ pfn(mem) }, 1);
+    assert_pages(b, mem, "0");
+    g_assert_cmpint(get_counter(b, "pages-inflated"), ==, inflated + 1);
+
+    /* The device goes away in the middle */
+    submit_endless(b, 64);
+    balloon_quit(b);
+}
+
+/*
  * Free page hinting, and migration
  */
 
@@ -1419,6 +1665,43 @@ static void test_migrate(const void *data)
     assert_pages(dst, mem, "0P");
     /* Statistics are read again from the buffer that is in the queue */
     sync_stats(dst, "stat-swap-out", 11);
+
+    unlink(path);
+    balloon_quit(src);
+    balloon_quit(dst);
+}
+
+/* An element that is being worked on is finished at the destination. */
+static void test_migrate_unfinished(const void *data)
+{
+    g_autofree char *path = g_strdup_printf("%s/balloon-%d.mig",
+                                            g_get_tmp_dir(), getpid());
+    g_autofree char *uri = g_strdup_printf("file:%s", path);
+    Balloon *src = balloon_start(data, ""), *dst;
+    uint32_t head;
+
+    if (!has_counters(src)) {
+        balloon_quit(src);
+        return;
+    }
+    head = submit_endless(src, 8);
+    qtest_qmp_assert_success(src->qts, "{ 'execute': 'stop' }");
+    assert_not_used(src, IVQ);
+    qtest_qmp_assert_success(
+        src->qts, "{ 'execute': 'migrate', 'arguments': { 'uri': %s } }", uri);
+    wait_migration(src, "completed");
+
+    dst = balloon_boot(data, " -incoming defer");
+    qtest_qmp_assert_success(
+        dst->qts, "{ 'execute': 'migrate-incoming',"
+        " 'arguments': { 'uri': %s } }", uri);
+    wait_migration(dst, "completed");
+    qtest_qmp_assert_success(dst->qts, "{ 'execute': 'cont' }");
+
+    /* The rings are where they were */
+    dst->vq[IVQ] = src->vq[IVQ];
+    wait_used(dst, IVQ, head);
+    g_assert_cmpint(get_counter(dst, "pages-inflated"), >, 0);
 
     unlink(path);
     balloon_quit(src);
@@ -1718,6 +2001,10 @@ static void add_transport_tests(const Transport *t)
         { "inflate/bad-rings", test_bad_rings },
         { "inflate/interrupt", test_interrupt },
         { "deflate", test_deflate },
+        { "counters", test_counters },
+        { "runs", test_runs },
+        { "huge-pages", test_huge_pages },
+        { "bounded", test_bounded },
         { "stats/all", test_stats },
         { "stats/interval", test_stats_interval },
         { "stats/twice", test_stats_twice },
@@ -1730,6 +2017,7 @@ static void add_transport_tests(const Transport *t)
         { "hinting/migrate", test_hinting },
         { "hinting/bad-command", test_hinting_bad_command },
         { "migrate", test_migrate },
+        { "migrate-unfinished", test_migrate_unfinished },
     };
 
     if (!qtest_has_machine(t->machine)) {
