@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! A balloon driver that does nothing but send PFNs, as fast as it can
+
+use std::{
+    fmt::Write,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{bail, ensure, Context, Result};
+use qtest_client::Qemu;
+
+/// Size of a balloon page in bytes
+pub const PAGE: u64 = 4096;
+/// PFNs in an element, as Linux sends them
+pub const ELEMENT: usize = 256;
+/// Elements in the queue
+pub const ELEMENTS: usize = 128;
+/// Where the memory is that goes into the balloon
+pub const REGION: u64 = 64 << 20;
+/// Size of that, in bytes
+pub const REGION_SIZE: u64 = 256 << 20;
+
+/// Where the driver's own data is
+const RINGS: u64 = 16 << 20;
+const RING_SIZE: u64 = 0x10000;
+const DATA: u64 = 17 << 20;
+
+/// Indexes of the queues
+pub const INFLATE: u32 = 0;
+pub const DEFLATE: u32 = 1;
+
+mod reg {
+    pub const MAGIC: u64 = 0x0;
+    pub const DEVICE_ID: u64 = 0x8;
+    pub const DRIVER_FEATURES: u64 = 0x20;
+    pub const DRIVER_FEATURES_SEL: u64 = 0x24;
+    pub const QUEUE_SEL: u64 = 0x30;
+    pub const QUEUE_NUM: u64 = 0x38;
+    pub const QUEUE_READY: u64 = 0x44;
+    pub const QUEUE_NOTIFY: u64 = 0x50;
+    pub const STATUS: u64 = 0x70;
+    pub const QUEUE_DESC: u64 = 0x80;
+    pub const QUEUE_AVAIL: u64 = 0x90;
+    pub const QUEUE_USED: u64 = 0xa0;
+}
+
+/// A QEMU with a balloon, and the driver's state
+pub struct Driver {
+    pub qemu: Qemu,
+    base: u64,
+    /// For each queue, how many elements were sent
+    avail_idx: [u16; 4],
+}
+
+/// A buffer: address, length, and whether the device may write it
+pub type Buffer = (u64, u32, bool);
+
+const fn ring(q: u32) -> u64 {
+    RINGS + q as u64 * RING_SIZE
+}
+
+const fn avail(q: u32) -> u64 {
+    ring(q) + 0x1000
+}
+
+const fn used(q: u32) -> u64 {
+    ring(q) + 0x2000
+}
+
+impl Driver {
+    /// Start QEMU with a microvm of 512 MiB, whose memory can be set up with
+    /// `memory`, and initialize the balloon.
+    pub fn start(binary: &Path, memory: &[&str], device: &str) -> Result<Self> {
+        let mut args: Vec<String> = [
+            "-machine",
+            "microvm",
+            "-m",
+            "512M",
+            "-global",
+            "virtio-mmio.force-legacy=false",
+            "-device",
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        args.push(format!("virtio-balloon-device,id=balloon{device}"));
+        args.extend(memory.iter().map(|&arg| arg.to_owned()));
+        let mut driver = Self {
+            qemu: Qemu::start(binary, &args)?,
+            base: 0,
+            avail_idx: [0; 4],
+        };
+        driver.base = driver.find()?;
+        driver.init()?;
+        Ok(driver)
+    }
+
+    /// Send commands, and return the last answer.
+    fn run(&mut self, script: &str) -> Result<String> {
+        self.qemu.send(script)?;
+        let mut last = String::new();
+        for line in script.lines() {
+            last = self.qemu.reply()?;
+            ensure!(last.starts_with("OK"), "{line:.80}: {last}");
+        }
+        Ok(last)
+    }
+
+    fn read(&mut self, command: &str) -> Result<u64> {
+        let reply = self.run(command)?;
+        let hex = reply.trim_start_matches("OK 0x");
+        u64::from_str_radix(hex, 16).with_context(|| format!("{command}: {reply}"))
+    }
+
+    fn find(&mut self) -> Result<u64> {
+        for i in 0..32 {
+            let base = 0xfeb0_0000 + i * 0x200;
+            if self.read(&format!("readl {:#x}\n", base + reg::MAGIC))? == 0x7472_6976
+                && self.read(&format!("readl {:#x}\n", base + reg::DEVICE_ID))? == 5
+            {
+                return Ok(base);
+            }
+        }
+        bail!("no balloon found")
+    }
+
+    fn set(&mut self, register: u64, value: u64) -> Result<()> {
+        let addr = self.base + register;
+        self.run(&format!("writel {addr:#x} {value:#x}\n"))?;
+        Ok(())
+    }
+
+    /// Negotiate nothing but free page reporting, if it is offered, and set up
+    /// all queues.
+    pub fn init(&mut self) -> Result<()> {
+        self.avail_idx = [0; 4];
+        for status in [0, 1, 3] {
+            self.set(reg::STATUS, status)?;
+        }
+        for (sel, features) in [(0, 1 << 5), (1, 1)] {
+            self.set(reg::DRIVER_FEATURES_SEL, sel)?;
+            self.set(reg::DRIVER_FEATURES, features)?;
+        }
+        self.set(reg::STATUS, 11)?;
+        for q in 0..4 {
+            // the queue for reports has 32 elements
+            let size = if q == 3 { 32 } else { ELEMENTS as u64 };
+            self.run(&format!("memset {:#x} {RING_SIZE:#x} 0\n", ring(q)))?;
+            self.set(reg::QUEUE_SEL, q.into())?;
+            self.set(reg::QUEUE_NUM, size)?;
+            for (register, addr) in [
+                (reg::QUEUE_DESC, ring(q)),
+                (reg::QUEUE_AVAIL, avail(q)),
+                (reg::QUEUE_USED, used(q)),
+            ] {
+                self.set(register, addr)?;
+                self.set(register + 4, 0)?;
+            }
+            self.set(reg::QUEUE_READY, 1)?;
+        }
+        self.set(reg::STATUS, 15)
+    }
+
+    pub fn write(&mut self, addr: u64, data: &[u8]) -> Result<()> {
+        for (i, chunk) in data.chunks(1 << 20).enumerate() {
+            let mut line = format!(
+                "write {:#x} {:#x} 0x",
+                addr + ((i as u64) << 20),
+                chunk.len()
+            );
+            for byte in chunk {
+                write!(line, "{byte:02x}")?;
+            }
+            line.push('\n');
+            self.run(&line)?;
+        }
+        Ok(())
+    }
+
+    /// Have the guest use all of the region.
+    pub fn touch(&mut self) -> Result<()> {
+        self.touch_at(REGION)
+    }
+
+    /// Have the guest use as much memory as the region has, but elsewhere.
+    pub fn touch_at(&mut self, addr: u64) -> Result<()> {
+        for offset in (0..REGION_SIZE).step_by(64 << 20) {
+            self.run(&format!(
+                "memset {:#x} {:#x} 0x5a\n",
+                addr + offset,
+                64 << 20
+            ))?;
+        }
+        Ok(())
+    }
+
+    /// Fill the descriptors of a queue, and make an element of each, or of all.
+    pub fn prepare(&mut self, q: u32, buffers: &[Buffer], chain: bool) -> Result<()> {
+        let mut table = Vec::new();
+        let mut heads = Vec::new();
+        for (i, &(addr, len, write)) in buffers.iter().enumerate() {
+            let next = chain && i + 1 < buffers.len();
+            table.extend(addr.to_le_bytes());
+            table.extend(len.to_le_bytes());
+            table.extend((u16::from(next) | u16::from(write) << 1).to_le_bytes());
+            table.extend((i as u16 + 1).to_le_bytes());
+            heads.extend((if chain { 0 } else { i as u16 }).to_le_bytes());
+        }
+        self.write(ring(q), &table)?;
+        self.write(avail(q) + 4, &heads)
+    }
+
+    /// Put the PFNs, relative to the region, into buffers.
+    pub fn prepare_pfns(&mut self, pfns: &[u32]) -> Result<()> {
+        let base = (REGION / PAGE) as u32;
+        let data: Vec<u8> = pfns
+            .iter()
+            .flat_map(|pfn| (base + pfn).to_le_bytes())
+            .collect();
+        self.write(DATA, &data)?;
+        let buffers: Vec<Buffer> = (0..pfns.len().div_ceil(ELEMENT))
+            .map(|i| {
+                let len = ELEMENT.min(pfns.len() - i * ELEMENT);
+                (DATA + (i * ELEMENT * 4) as u64, len as u32 * 4, false)
+            })
+            .collect();
+        self.prepare(INFLATE, &buffers, false)?;
+        self.prepare(DEFLATE, &buffers, false)
+    }
+
+    /// Make elements available and kick, `kicks` times `per_kick` of them, and
+    /// wait until all are used.  If `per_kick` is 0, there is only the effort.
+    fn send(&mut self, q: u32, kicks: usize, per_kick: usize) -> Result<Duration> {
+        let notify = self.base + reg::QUEUE_NOTIFY;
+        let mut script = String::new();
+        for _ in 0..kicks {
+            let i = &mut self.avail_idx[q as usize];
+            *i = i.wrapping_add(per_kick as u16);
+            writeln!(script, "writew {:#x} {i:#x}", avail(q) + 2)?;
+            writeln!(script, "writel {notify:#x} {q:#x}")?;
+        }
+        let target = u64::from(self.avail_idx[q as usize]);
+        let poll = format!("readw {:#x}\n", used(q) + 2);
+
+        let start = Instant::now();
+        self.run(&script)?;
+        while self.read(&poll)? != target {
+            ensure!(
+                start.elapsed() < Duration::from_secs(300),
+                "device is stuck"
+            );
+        }
+        Ok(start.elapsed())
+    }
+
+    /// How long it takes to send `elements` elements, in nanoseconds: with one
+    /// kick for all, or one for each.  What the qtest protocol takes is
+    /// subtracted.
+    pub fn measure(&mut self, q: u32, elements: usize, one_kick: bool) -> Result<f64> {
+        let (kicks, per_kick) = if one_kick {
+            (1, elements)
+        } else {
+            (elements, 1)
+        };
+        let idle = self.send(q, kicks, 0)?;
+        let busy = self.send(q, kicks, per_kick)?;
+        Ok(busy.as_nanos() as f64 - idle.as_nanos() as f64)
+    }
+
+    /// Send one element, without waiting for it to be used.
+    pub fn kick(&mut self, q: u32) -> Result<()> {
+        let i = &mut self.avail_idx[q as usize];
+        *i = i.wrapping_add(1);
+        let script = format!(
+            "writew {:#x} {i:#x}\nwritel {:#x} {q:#x}\n",
+            avail(q) + 2,
+            self.base + reg::QUEUE_NOTIFY
+        );
+        self.qemu.send(&script)
+    }
+
+    /// Wait for the answers to [`kick`](Self::kick).
+    pub fn kicked(&mut self) -> Result<()> {
+        self.qemu.reply()?;
+        self.qemu.reply()?;
+        Ok(())
+    }
+}

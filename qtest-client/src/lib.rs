@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! A QEMU process, controlled through the qtest protocol and QMP
+
+use std::{
+    io::{ErrorKind, Read, Write},
+    os::unix::net::{UnixListener, UnixStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{bail, ensure, Context, Result};
+use serde_json::Value;
+
+/// How long QEMU may take for an answer
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A directory that is removed in the end
+struct TempDir(PathBuf);
+
+impl TempDir {
+    fn new() -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let n = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("balloon-difftest-{}-{n}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        std::fs::create_dir(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        Ok(Self(dir))
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+struct Lines {
+    stream: UnixStream,
+    buf: Vec<u8>,
+    pos: usize,
+}
+
+impl Lines {
+    fn accept(listener: &UnixListener, child: &mut Child) -> Result<Self> {
+        let deadline = Instant::now() + TIMEOUT;
+        listener.set_nonblocking(true)?;
+        loop {
+            match listener.accept() {
+                Ok((stream, _)) => {
+                    stream.set_nonblocking(false)?;
+                    stream.set_read_timeout(Some(TIMEOUT))?;
+                    stream.set_write_timeout(Some(TIMEOUT))?;
+                    return Ok(Self {
+                        stream,
+                        buf: Vec::new(),
+                        pos: 0,
+                    });
+                }
+                Err(err) if err.kind() == ErrorKind::WouldBlock => {
+                    if let Some(status) = child.try_wait()? {
+                        bail!("ended during startup: {status}");
+                    }
+                    ensure!(Instant::now() < deadline, "does not start");
+                    sleep(Duration::from_millis(2));
+                }
+                Err(err) => return Err(err.into()),
+            }
+        }
+    }
+
+    fn buffered_line(&mut self) -> Option<String> {
+        let rest = &self.buf[self.pos..];
+        let len = rest.iter().position(|&c| c == b'\n')?;
+        let line = String::from_utf8_lossy(&rest[..len]).trim_end().to_owned();
+        self.pos += len + 1;
+        if self.pos == self.buf.len() {
+            self.buf.clear();
+            self.pos = 0;
+        }
+        Some(line)
+    }
+
+    fn fill(&mut self) -> Result<bool> {
+        let mut chunk = [0; 16384];
+        match self.stream.read(&mut chunk) {
+            Ok(0) => bail!("connection closed"),
+            Ok(n) => {
+                self.buf.extend_from_slice(&chunk[..n]);
+                Ok(true)
+            }
+            Err(err) if matches!(err.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                Ok(false)
+            }
+            Err(err) if err.kind() == ErrorKind::Interrupted => Ok(true),
+            Err(err) => Err(err.into()),
+        }
+    }
+
+    fn line(&mut self) -> Result<String> {
+        loop {
+            if let Some(line) = self.buffered_line() {
+                return Ok(line);
+            }
+            ensure!(self.fill()?, "no answer for {} s", TIMEOUT.as_secs());
+        }
+    }
+
+    /// Take what is there without waiting.
+    fn poll(&mut self) -> Result<()> {
+        self.stream.set_nonblocking(true)?;
+        let mut result = self.fill();
+        while matches!(result, Ok(true)) {
+            result = self.fill();
+        }
+        self.stream.set_nonblocking(false)?;
+        result.map(drop)
+    }
+}
+
+/// A QEMU process
+pub struct Qemu {
+    child: Child,
+    qtest: Lines,
+    qmp: Lines,
+    events: Vec<Value>,
+    log: PathBuf,
+    _dir: TempDir,
+}
+
+impl Qemu {
+    /// Start `binary` with `args`, in addition to those for control.
+    pub fn start(binary: &Path, args: &[String]) -> Result<Self> {
+        let dir = TempDir::new()?;
+        let log = dir.0.join("log");
+        let qtest = dir.0.join("qtest");
+        let qmp = dir.0.join("qmp");
+        let qtest_listener = UnixListener::bind(&qtest)?;
+        let qmp_listener = UnixListener::bind(&qmp)?;
+
+        let mut child = Command::new(binary)
+            .args(["-nodefaults", "-display", "none", "-accel", "qtest"])
+            .args(["-qtest-log", "none", "-qtest"])
+            .arg(format!("unix:{}", qtest.display()))
+            .arg("-qmp")
+            .arg(format!("unix:{}", qmp.display()))
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(&log)?)
+            .spawn()
+            .with_context(|| format!("cannot run {}", binary.display()))?;
+
+        let lines = Lines::accept(&qtest_listener, &mut child).and_then(|qtest| {
+            let qmp = Lines::accept(&qmp_listener, &mut child)?;
+            Ok((qtest, qmp))
+        });
+        let (qtest, qmp) = match lines {
+            Ok(lines) => lines,
+            Err(err) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                let log = std::fs::read_to_string(&log).unwrap_or_default();
+                return Err(err.context(format!("{}: {log}", binary.display())));
+            }
+        };
+        let mut qemu = Self {
+            child,
+            qtest,
+            qmp,
+            events: Vec::new(),
+            log,
+            _dir: dir,
+        };
+        qemu.qmp.line().context("no QMP greeting")?;
+        qemu.qmp(r#"{"execute":"qmp_capabilities"}"#)?;
+        Ok(qemu)
+    }
+
+    /// The end of what QEMU has written to stderr, and its exit status
+    pub fn post_mortem(&mut self) -> String {
+        sleep(Duration::from_millis(300));
+        let status = match self.child.try_wait() {
+            Ok(Some(status)) => format!("ended: {status}"),
+            _ => "still running".to_owned(),
+        };
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        let tail = lines[lines.len().saturating_sub(5)..].join(" | ");
+        format!("{status}; {tail}")
+    }
+
+    /// Send qtest commands, each ended by a newline.
+    pub fn send(&mut self, lines: &str) -> Result<()> {
+        Ok(self.qtest.stream.write_all(lines.as_bytes())?)
+    }
+
+    /// The answer to a command
+    pub fn reply(&mut self) -> Result<String> {
+        self.qtest.line()
+    }
+
+    /// Send a QMP command.
+    pub fn qmp_send(&mut self, command: &str) -> Result<()> {
+        self.qmp.stream.write_all(command.as_bytes())?;
+        Ok(self.qmp.stream.write_all(b"\n")?)
+    }
+
+    fn qmp_line(&mut self) -> Result<Option<Value>> {
+        let line = self.qmp.line()?;
+        let mut value: Value =
+            serde_json::from_str(&line).with_context(|| format!("bad QMP: {line}"))?;
+        if value.get("event").is_some() {
+            if let Some(object) = value.as_object_mut() {
+                object.remove("timestamp");
+            }
+            self.events.push(value);
+            return Ok(None);
+        }
+        Ok(Some(value))
+    }
+
+    /// Wait for the answer to a QMP command.
+    pub fn qmp_reply(&mut self) -> Result<Value> {
+        loop {
+            if let Some(value) = self.qmp_line()? {
+                return Ok(value);
+            }
+        }
+    }
+
+    /// Send a QMP command, and wait for the answer.
+    pub fn qmp(&mut self, command: &str) -> Result<Value> {
+        self.qmp_send(command)?;
+        self.qmp_reply()
+    }
+
+    /// Wait for an event.
+    pub fn wait_event(&mut self, name: &str) -> Result<()> {
+        while !self.events.iter().any(|event| event["event"] == name) {
+            ensure!(self.qmp_line()?.is_none(), "unexpected QMP answer");
+        }
+        Ok(())
+    }
+
+    /// The events since the last call
+    pub fn take_events(&mut self) -> Result<Vec<Value>> {
+        self.qmp.poll()?;
+        while self.qmp.buf[self.qmp.pos..].contains(&b'\n') {
+            ensure!(self.qmp_line()?.is_none(), "unexpected QMP answer");
+        }
+        Ok(std::mem::take(&mut self.events))
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! C against Rust: `cargo xtask bench`
+
+use std::{fs, path::Path, process::Command};
+
+use anyhow::{ensure, Context, Result};
+use serde_json::Value;
+use xshell::{cmd, Shell};
+
+use crate::{
+    build::{Build, Device, Target},
+    env::Env,
+    guest,
+    source::RunQuiet,
+};
+
+/// Huge pages of 2 MiB that the benchmark needs
+const HUGE_PAGES: u64 = 700;
+
+/// Huge pages that were reserved, and are given back in the end
+pub struct HugePages(Option<u64>);
+
+const NR_HUGEPAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
+
+impl HugePages {
+    /// Have at least `count` huge pages.  It takes root; tests that need them are
+    /// skipped otherwise.
+    pub fn reserve(env: &Env, count: u64) -> Self {
+        let read = || fs::read_to_string(NR_HUGEPAGES).ok()?.trim().parse().ok();
+        let Some(before) = read().filter(|n: &u64| *n < count) else {
+            return Self(None);
+        };
+        let enough = fs::write(NR_HUGEPAGES, count.to_string()).is_ok()
+            && read().is_some_and(|n: u64| n >= count);
+        if !enough {
+            env.say("cannot reserve huge pages: what needs them is skipped");
+        }
+        Self(Some(before))
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        if let Some(before) = self.0 {
+            // It is only memory that stays reserved
+            let _ = fs::write(NR_HUGEPAGES, before.to_string());
+        }
+    }
+}
+
+/// Build both devices, measure them, and print the results.
+///
+/// # Errors
+///
+/// Fails if something could not be measured.
+pub fn run(
+    env: &Env,
+    reps: usize,
+    only: &str,
+    json: Option<&Path>,
+    chart: Option<&Path>,
+) -> Result<()> {
+    let builds = [Device::C, Device::Rust]
+        .into_iter()
+        .map(|device| {
+            let build = Build::prepare(env, device, Target::X86_64, None)?;
+            build.build_qemu(env)?;
+            Ok(build)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let sh = Shell::new()?;
+    sh.change_dir(&env.repo);
+
+    let limit = env.cache.join("bench-limit");
+    cmd!(sh, "cc -O2 -Wall -o {limit} bench/limit.c").run_quiet()?;
+    env.say("building the benchmark");
+    cmd!(sh, "cargo build -q --release --locked -p balloon-bench").run_quiet()?;
+
+    let _pages = HugePages::reserve(env, HUGE_PAGES);
+    let tmp = env.cache.join("bench.json");
+    let mut bench = Command::new("cargo");
+    bench
+        .args(["run", "-q", "--release", "--locked", "-p", "balloon-bench"])
+        .current_dir(&env.repo)
+        .args(["--", "--reps", &reps.to_string(), "--only", only])
+        .arg("--a")
+        .arg(builds[0].qemu())
+        .arg("--b")
+        .arg(builds[1].qemu())
+        .arg("--limit")
+        .arg(&limit)
+        .arg("--json")
+        .arg(&tmp);
+    if let Some(chart) = chart {
+        bench.arg("--chart").arg(std::path::absolute(chart)?);
+    }
+    ensure!(bench.status()?.success(), "the benchmark has failed");
+    let mut report: Value = serde_json::from_str(&fs::read_to_string(&tmp)?)?;
+
+    if "guest".contains(only) {
+        let assets = guest::provision(env, guest::SUITE)?;
+        let mut results = serde_json::Map::new();
+        for build in &builds {
+            env.say(&format!(
+                "a guest inflates and deflates 2 GiB ({} device)",
+                build.device.name()
+            ));
+            let out = Command::new(build.python())
+                .arg(env.repo.join("bench/guest.py"))
+                .envs(guest::python_env(build, &assets))
+                .current_dir(&build.dir)
+                .output()?;
+            ensure!(
+                out.status.success(),
+                "{}",
+                String::from_utf8_lossy(&out.stderr)
+            );
+            let value: Value = serde_json::from_slice(&out.stdout).context("bench/guest.py")?;
+            println!("guest, {} device: {value}", build.device.name());
+            results.insert(build.device.name().to_owned(), value);
+        }
+        report["guest"] = results.into();
+    }
+    if let Some(json) = json {
+        fs::write(json, serde_json::to_string_pretty(&report)? + "\n")?;
+    }
+    Ok(())
+}
