@@ -127,11 +127,12 @@ class BalloonGuestTest(QemuSystemTest):
         '''
         The features that the driver has negotiated, as a string with one
         character for each bit, bit 0 first; None if there is no driver.
+        Since Linux 6.18, there are 128 of them.
         '''
         _, out = self.run_in_guest(
             'cat /sys/bus/virtio/drivers/virtio_balloon/virtio*/features')
         out = out.strip()
-        return out if re.fullmatch('[01]{64}', out) else None
+        return out if re.fullmatch('[01]{64}([01]{64})?', out) else None
 
     def host_property(self, name):
         '''A property of the device'''

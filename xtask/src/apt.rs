@@ -40,7 +40,8 @@ pub const BUILD_PACKAGES: &[&str] = &[
 /// What is needed to make an initramfs
 pub const GUEST_PACKAGES: &[&str] = &["busybox-static", "cpio", "kmod", "xz-utils"];
 
-fn is_root() -> bool {
+/// Whether packages can be installed
+pub fn is_root() -> bool {
     let sh = Shell::new();
     sh.is_ok_and(|sh| {
         cmd!(sh, "id -u")

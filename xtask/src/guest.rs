@@ -193,6 +193,24 @@ fn load_order(dep: &str, builtin: &str, wanted: &[&str]) -> Result<Vec<String>> 
     Ok(order)
 }
 
+/// The QEMU of the distribution, for migration from and to it; `None` if there
+/// is none, and the user cannot install it.
+///
+/// # Errors
+///
+/// Fails if the package cannot be installed.
+pub fn stock_qemu(env: &Env) -> Result<Option<PathBuf>> {
+    let path = PathBuf::from("/usr/bin/qemu-system-x86_64");
+    if !path.exists() {
+        if !apt::is_root() {
+            env.say("no qemu-system-x86 is installed: no migration from and to it");
+            return Ok(None);
+        }
+        apt::ensure_packages(env, &["qemu-system-x86"])?;
+    }
+    Ok(path.exists().then_some(path))
+}
+
 /// Environment variables for the Python code that boots guests
 pub fn python_env(build: &Build, assets: &Assets) -> Vec<(&'static str, PathBuf)> {
     let tree = &build.source.dir;

@@ -3,6 +3,7 @@
 //! `cargo xtask`: everything that can be done with this repository
 
 mod apt;
+mod bench;
 mod build;
 mod env;
 mod guest;
@@ -18,7 +19,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     build::{built_qemu, Build, Device, Target},
     env::Env,
-    test::Suite,
+    test::{Kernel, Suite},
 };
 
 /// virtio-balloon in Rust for QEMU
@@ -79,6 +80,28 @@ enum Cmd {
         /// Guest architecture, for qtest
         #[arg(long, value_enum, default_value = "x86_64")]
         target: Target,
+        /// Kernel of the guest, for functional; can be repeated [default: all]
+        #[arg(long = "kernel", value_enum)]
+        kernels: Vec<Kernel>,
+        /// Number of operations, for differential
+        #[arg(long, default_value_t = 100_000)]
+        ops: u64,
+    },
+    /// Measure the C device and the Rust device
+    Bench {
+        /// How often to measure everything
+        #[arg(long, default_value_t = 5)]
+        reps: usize,
+        /// Only cases whose name contains this, for example "memfd", "latency",
+        /// "hugetlb" or "guest"
+        #[arg(long, default_value = "")]
+        only: String,
+        /// Write the results, as JSON
+        #[arg(long)]
+        json: Option<PathBuf>,
+        /// Draw a chart, as SVG
+        #[arg(long)]
+        chart: Option<PathBuf>,
     },
     /// Export all as a series of patches for git am
     Series {
@@ -109,7 +132,15 @@ fn run(cli: Cli) -> Result<ExitCode> {
             suites,
             device,
             target,
-        } => return test::run(&env, &suites, device, target),
+            kernels,
+            ops,
+        } => return test::run(&env, &suites, device, target, &kernels, ops),
+        Cmd::Bench {
+            reps,
+            only,
+            json,
+            chart,
+        } => bench::run(&env, reps, &only, json.as_deref(), chart.as_deref())?,
         Cmd::Series { out } => {
             let count = series::export(&env, &out)?;
             println!("{count} patches in {}", out.display());

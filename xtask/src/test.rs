@@ -16,6 +16,7 @@ use clap::ValueEnum;
 use serde_json::Value;
 
 use crate::{
+    bench::HugePages,
     build::{Build, Device, Target},
     env::{remove, Env},
     guest, series,
@@ -31,8 +32,42 @@ pub enum Suite {
     Qtest,
     /// Guests that boot Linux
     Functional,
+    /// Random operations on both devices, which have to act alike
+    Differential,
     /// The exported series of patches
     Series,
+}
+
+/// A kernel for the functional tests
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Kernel {
+    /// Of Debian 12
+    #[value(name = "6.1")]
+    Linux61,
+    /// Of Debian 13
+    #[value(name = "6.12")]
+    Linux612,
+    /// Of Debian's development version; the number will change
+    #[value(name = "7.2")]
+    Linux72,
+}
+
+impl Kernel {
+    const fn suite(self) -> &'static str {
+        match self {
+            Self::Linux61 => "bookworm",
+            Self::Linux612 => "trixie",
+            Self::Linux72 => "sid",
+        }
+    }
+
+    const fn version(self) -> &'static str {
+        match self {
+            Self::Linux61 => "6.1",
+            Self::Linux612 => "6.12",
+            Self::Linux72 => "7.2",
+        }
+    }
 }
 
 /// How many tests had which result
@@ -82,6 +117,8 @@ pub fn run(
     suites: &[Suite],
     device: Option<Device>,
     target: Target,
+    kernels: &[Kernel],
+    ops: u64,
 ) -> Result<ExitCode> {
     let suites = if suites.is_empty() {
         Suite::value_variants()
@@ -94,7 +131,8 @@ pub fn run(
         let count = match suite {
             Suite::Unit => unit(env)?,
             Suite::Qtest => qtest(env, device, target)?,
-            Suite::Functional => functional(env, device)?,
+            Suite::Functional => functional(env, device, kernels)?,
+            Suite::Differential => differential(env, ops)?,
             Suite::Series => {
                 let patches = series::check(env)?;
                 println!("the {patches} patches of the series apply and result in the same tree");
@@ -273,6 +311,8 @@ fn qtest(env: &Env, only: Option<Device>, target: Target) -> Result<Count> {
     let devices = only.map_or_else(|| vec![Device::C, Device::Rust], |d| vec![d]);
     let mut count = Count::default();
     let mut builds = Vec::new();
+    // for two tests at a time, with 128 MiB each
+    let _pages = HugePages::reserve(env, 128);
 
     for device in devices {
         let build = Build::prepare(env, device, target, None)?;
@@ -302,24 +342,114 @@ fn qtest(env: &Env, only: Option<Device>, target: Target) -> Result<Count> {
     Ok(count)
 }
 
-fn functional(env: &Env, only: Option<Device>) -> Result<Count> {
-    let assets = guest::provision(env, guest::SUITE)?;
-    let devices = only.map_or_else(|| vec![Device::C, Device::Rust], |d| vec![d]);
-    let mut count = Count::default();
-    for device in devices {
+fn functional(env: &Env, only: Option<Device>, kernels: &[Kernel]) -> Result<Count> {
+    let kernels = if kernels.is_empty() {
+        Kernel::value_variants()
+    } else {
+        kernels
+    };
+    let mut builds = Vec::new();
+    for device in [Device::C, Device::Rust] {
         let build = Build::prepare(env, device, Target::X86_64, None)?;
         build.build_qemu(env)?;
-        let vars = guest::python_env(&build, &assets);
-        let what = format!("guests with the {} device", device.name());
-        count += meson_test(
-            env,
-            &build,
-            &what,
-            &["--setup", "thorough", "func-x86_64-virtio_balloon_oom"],
-            &vars,
-        )?;
+        builds.push(build);
+    }
+    let stock = guest::stock_qemu(env)?;
+
+    let mut count = Count::default();
+    for kernel in kernels {
+        let assets = guest::provision(env, kernel.suite())?;
+        for build in &builds {
+            if only.is_some_and(|device| device != build.device) {
+                continue;
+            }
+            let mut vars = guest::python_env(build, &assets);
+            vars.push(("BALLOON_DEVICE", build.device.name().into()));
+            let what = format!(
+                "Linux {} with the {} device",
+                kernel.version(),
+                build.device.name()
+            );
+            count += meson_test(
+                env,
+                build,
+                &what,
+                &[
+                    "--setup",
+                    "thorough",
+                    "func-x86_64-virtio_balloon_guest",
+                    "func-x86_64-virtio_balloon_oom",
+                ],
+                &vars,
+            )?;
+        }
+        if only.is_none() {
+            let [c, rust] = builds.as_slice() else {
+                bail!("both devices are needed");
+            };
+            let mut vars = guest::python_env(rust, &assets);
+            vars.push(("BALLOON_QEMU_C", c.qemu()));
+            vars.push(("BALLOON_QEMU_RUST", rust.qemu()));
+            if let Some(stock) = &stock {
+                vars.push(("BALLOON_STOCK_QEMU", stock.clone()));
+            }
+            let what = format!("migration of Linux {}", kernel.version());
+            count += meson_test(
+                env,
+                rust,
+                &what,
+                &[
+                    "--setup",
+                    "thorough",
+                    "func-x86_64-virtio_balloon_migration",
+                ],
+                &vars,
+            )?;
+            print_matrix(rust)?;
+        }
     }
     Ok(count)
+}
+
+/// Run random operations on both devices.
+fn differential(env: &Env, ops: u64) -> Result<Count> {
+    let mut qemus = Vec::new();
+    for device in [Device::C, Device::Rust] {
+        let build = Build::prepare(env, device, Target::X86_64, None)?;
+        build.build_qemu(env)?;
+        qemus.push(build.qemu());
+    }
+    env.say(&format!("{ops} random operations on both devices"));
+    let status = Command::new("cargo")
+        .args(["run", "-q", "--release", "--locked", "-p", "difftest", "--"])
+        .current_dir(&env.repo)
+        .arg("--a")
+        .arg(&qemus[0])
+        .arg("--b")
+        .arg(&qemus[1])
+        .args(["--ops", &ops.to_string()])
+        .arg("--save")
+        .arg(env.cache.join("difference.txt"))
+        .status()?;
+    Ok(if status.success() {
+        PASS
+    } else {
+        Count {
+            failed: 1,
+            ..Count::default()
+        }
+    })
+}
+
+/// Show the table of migrations, which is in the log of the test.
+fn print_matrix(build: &Build) -> Result<()> {
+    let log = fs::read_to_string(build.dir.join("meson-logs/testlog-thorough.txt"))?;
+    for line in log.lines() {
+        if let Some(row) = line.strip_prefix("# ").filter(|row| row.contains(" | ")) {
+            println!("  {row}");
+        }
+    }
+    Ok(())
 }
 
 fn meson_list(build: &Build) -> Result<Vec<String>> {
@@ -414,6 +544,9 @@ fn parse_cargo_test(out: &str) -> Count {
     count
 }
 
+/// Properties that the C device does not have, and that users cannot set
+const RUST_ONLY_PROPERTIES: &[&str] = &["balloon-counters"];
+
 /// Check that both devices look the same to users and management tools.
 fn compare_interfaces(env: &Env, a: &Build, b: &Build) -> Result<Count> {
     env.say("comparing the properties of both devices");
@@ -433,7 +566,11 @@ fn compare_interfaces(env: &Env, a: &Build, b: &Build) -> Result<Count> {
             ("qom-list-properties", qom_properties),
             ("device-list-properties", device_properties),
         ] {
-            let (left, right) = (get(a, typ)?, get(b, typ)?);
+            let (left, mut right) = (get(a, typ)?, get(b, typ)?);
+            // what the Rust device has in addition
+            for extra in RUST_ONLY_PROPERTIES {
+                right.remove(*extra);
+            }
             ensure!(!left.is_empty(), "{what}: {typ} has no properties");
             if left == right {
                 count += PASS;
