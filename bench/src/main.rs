@@ -173,9 +173,9 @@ fn pfns(order: &str) -> Vec<u32> {
 
 /// The runs that are left of the PFNs in each group, as input for the program
 /// that measures the limit
-fn runs(pfns: &[u32], group: usize) -> String {
+fn runs(pfns: &[u32], group_size: usize) -> String {
     let mut text = String::new();
-    for group in pfns.chunks(group) {
+    for group in pfns.chunks(group_size) {
         let mut sorted = group.to_vec();
         sorted.sort_unstable();
         for run in sorted.chunk_by(|a, b| *b == a + 1) {
@@ -212,7 +212,6 @@ type Rows = BTreeMap<String, Row>;
 
 /// Inflate and deflate: all orders and sizes of batches, for one kind of memory
 fn bench_rings(cli: &Cli, backing: Backing, rows: &mut Rows) -> Result<()> {
-    // Inherited by QEMU.  Privileged processes are not affected otherwise.
     let binaries = [&cli.a, &cli.b];
     for rep in 0..cli.reps {
         for order in ORDERS {
@@ -247,6 +246,7 @@ fn start(binary: &Path, backing: Backing) -> Result<Driver> {
     if backing.thp {
         return Driver::start(binary, backing.args, "");
     }
+    // inherited by QEMU
     nix::sys::prctl::set_thp_disable(true)?;
     let driver = Driver::start(binary, backing.args, "");
     nix::sys::prctl::set_thp_disable(false)?;

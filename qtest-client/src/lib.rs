@@ -25,7 +25,7 @@ impl TempDir {
     fn new() -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("balloon-difftest-{}-{n}", std::process::id());
+        let name = format!("qtest-client-{}-{n}", std::process::id());
         let dir = std::env::temp_dir().join(name);
         std::fs::create_dir(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         Ok(Self(dir))
@@ -42,6 +42,8 @@ struct Lines {
     stream: UnixStream,
     buf: Vec<u8>,
     pos: usize,
+    /// There is no end of line between `pos` and this.
+    scanned: usize,
 }
 
 impl Lines {
@@ -58,6 +60,7 @@ impl Lines {
                         stream,
                         buf: Vec::new(),
                         pos: 0,
+                        scanned: 0,
                     });
                 }
                 Err(err) if err.kind() == ErrorKind::WouldBlock => {
@@ -73,13 +76,20 @@ impl Lines {
     }
 
     fn buffered_line(&mut self) -> Option<String> {
-        let rest = &self.buf[self.pos..];
-        let len = rest.iter().position(|&c| c == b'\n')?;
-        let line = String::from_utf8_lossy(&rest[..len]).trim_end().to_owned();
-        self.pos += len + 1;
+        let Some(len) = self.buf[self.scanned..].iter().position(|&c| c == b'\n') else {
+            self.scanned = self.buf.len();
+            return None;
+        };
+        let end = self.scanned + len;
+        let line = String::from_utf8_lossy(&self.buf[self.pos..end])
+            .trim_end()
+            .to_owned();
+        self.pos = end + 1;
+        self.scanned = self.pos;
         if self.pos == self.buf.len() {
             self.buf.clear();
             self.pos = 0;
+            self.scanned = 0;
         }
         Some(line)
     }
@@ -136,17 +146,17 @@ impl Qemu {
     pub fn start(binary: &Path, args: &[String]) -> Result<Self> {
         let dir = TempDir::new()?;
         let log = dir.0.join("log");
-        let qtest = dir.0.join("qtest");
-        let qmp = dir.0.join("qmp");
-        let qtest_listener = UnixListener::bind(&qtest)?;
-        let qmp_listener = UnixListener::bind(&qmp)?;
+        let qtest_path = dir.0.join("qtest");
+        let qmp_path = dir.0.join("qmp");
+        let qtest_listener = UnixListener::bind(&qtest_path)?;
+        let qmp_listener = UnixListener::bind(&qmp_path)?;
 
         let mut child = Command::new(binary)
             .args(["-nodefaults", "-display", "none", "-accel", "qtest"])
             .args(["-qtest-log", "none", "-qtest"])
-            .arg(format!("unix:{}", qtest.display()))
+            .arg(format!("unix:{}", qtest_path.display()))
             .arg("-qmp")
-            .arg(format!("unix:{}", qmp.display()))
+            .arg(format!("unix:{}", qmp_path.display()))
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
