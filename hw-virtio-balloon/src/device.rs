@@ -92,6 +92,8 @@ pub struct VirtIOBalloon {
     pub hinting: FreePageHinting,
     pub reports: ReportQueue,
     handler: BalloonHandler,
+    /// The device was migrated, and the VM has not been started since
+    pub incoming: BqlCell<bool>,
 }
 
 virtio_device_type!(VirtIOBalloon, TYPE_VIRTIO_BALLOON);
@@ -237,7 +239,13 @@ impl VirtIOBalloon {
 
     fn set_status(&self, status: u8) {
         if self.vm_running() {
-            if status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
+            let driver_ok = status & VIRTIO_CONFIG_S_DRIVER_OK != 0;
+            if self.incoming.replace(false) && driver_ok {
+                self.expect_pages();
+                self.expect_hints();
+                self.expect_reports();
+            }
+            if driver_ok {
                 self.recover_stats();
             }
             self.resume_pages();
@@ -300,6 +308,7 @@ impl ObjectImpl for VirtIOBalloon {
         hinting: FreePageHinting::default(),
         reports: ReportQueue::default(),
         handler: BalloonHandler::new(),
+        incoming: BqlCell::new(false),
     });
     const INSTANCE_POST_INIT: Option<fn(&Self)> = Some(Self::post_init);
     const CLASS_INIT: fn(&mut Self::Class) = Self::class_init;

@@ -36,7 +36,7 @@ use balloon_core::{features::VIRTIO_BALLOON_F_FREE_PAGE_HINT, hinting::Hinting};
 use bql::{BqlCell, BqlRefCell};
 use qom::Owned;
 use system::{main_loop_schedule_oneshot, IOThread};
-use virtio::{VirtQueue, VirtQueueElement, VirtioDeviceMethods};
+use virtio::{BottomHalf, VirtQueue, VirtQueueElement, VirtioDeviceMethods};
 
 use crate::device::VirtIOBalloon;
 
@@ -134,6 +134,10 @@ pub struct FreePageHinting {
     /// Set while the device is realized, and offers the feature
     worker: BqlRefCell<Option<(Owned<IOThread>, u16)>>,
     notifier: PrecopyNotifier,
+    /// Looks at the queue after the VM was started
+    resume_bh: BottomHalf,
+    /// There may be elements that the driver will not tell about again
+    pending: BqlCell<bool>,
     /// What is migrated; only valid in between
     pub migrated_cmd_id: BqlCell<u32>,
     /// See `migrated_cmd_id`
@@ -176,11 +180,15 @@ impl VirtIOBalloon {
         let iothread = self.iothread.get(self);
         *self.hinting.worker.borrow_mut() = iothread.map(|iothread| (iothread, queue));
         self.hinting.notifier.register(self, Self::precopy_notify);
+        self.hinting
+            .resume_bh
+            .init(self, c"virtio-balloon-hints", &Self::continue_hints);
     }
 
     /// The device is unrealized.
     pub fn stop_hinting(&self) {
         self.hinting.notifier.unregister();
+        self.hinting.resume_bh.delete();
         self.hinting.shared.update(Hinting::stop);
         drop(self.hinting.shared.take_all());
         let worker = self.hinting.worker.borrow_mut().take();
@@ -192,8 +200,10 @@ impl VirtIOBalloon {
         // Nothing may be returned to the driver while the VM is stopped:
         // resume_hinting() will come back to it.
         if !self.vm_running() {
+            self.hinting.pending.set(true);
             return;
         }
+        self.hinting.pending.set(false);
 
         let mut schedule = false;
         while let Some(elem) = vq.pop() {
@@ -257,17 +267,30 @@ impl VirtIOBalloon {
         self.return_elements(done);
     }
 
-    /// The VM is running (again).
+    /// The VM is running (again).  The queue must not be used yet: an error would
+    /// be forgotten, because the device status is about to be overwritten.
     pub fn resume_hinting(&self) {
-        if self.hinting_negotiated() {
-            if let Some(vq) = self.hint_queue() {
-                self.handle_hints(vq);
-            }
+        if self.hinting.pending.get() && self.hinting_negotiated() {
+            self.hinting.resume_bh.schedule();
+        }
+    }
+
+    /// The VM has come from another QEMU, which may have left something in the
+    /// queue.
+    pub fn expect_hints(&self) {
+        self.hinting.pending.set(true);
+    }
+
+    fn continue_hints(&self) {
+        if let Some(vq) = self.hint_queue() {
+            self.handle_hints(vq);
         }
     }
 
     /// The device is reset.
     pub fn reset_hinting(&self) {
+        self.hinting.pending.set(false);
+        self.hinting.resume_bh.cancel();
         drop(self.hinting.shared.take_all());
         if self.hinting_negotiated() {
             self.free_page_stop();

@@ -33,10 +33,6 @@ use crate::{
 /// The most PFNs in a batch: as many as Linux can put into the queue
 const MAX_BATCH: usize = 128 * 256;
 
-/// The most elements in a batch.  A queue does not have room for more, unless
-/// the driver reuses the memory of elements that were not returned.
-const MAX_ELEMENTS: usize = 1024;
-
 /// How long to work before others have their turn
 const BUDGET: Duration = Duration::from_millis(4);
 
@@ -100,9 +96,12 @@ impl Batch {
         if let Some((elem, position)) = self.unfinished.take() {
             self.add(elem, position);
         }
+        // The device would be broken if there were more elements in flight than
+        // the queue has room for; the driver can make more available by reusing
+        // descriptors that were not returned yet.
         while self.unfinished.is_none()
             && self.runs.pfns() < MAX_BATCH
-            && self.complete.len() < MAX_ELEMENTS
+            && self.complete.len() < vq.size()
         {
             let Some(elem) = vq.pop() else {
                 break;

@@ -17,8 +17,7 @@ use crate::device::VirtIOBalloon;
 impl VirtIOBalloon {
     fn post_load(&self, _version_id: u8) -> Result<(), Infallible> {
         self.stats.rearm_timer();
-        self.expect_pages();
-        self.expect_reports();
+        self.incoming.set(true);
         Ok(())
     }
 

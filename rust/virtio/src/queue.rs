@@ -30,6 +30,16 @@ impl<'a> VirtQueue<'a> {
         unsafe { bindings::virtio_get_queue_index(self.vq.as_ptr()) }
     }
 
+    /// The number of descriptors that the queue has room for, as configured by
+    /// the driver.  That many elements can be in flight, with indirect
+    /// descriptors or a descriptor each.
+    pub fn size(&self) -> usize {
+        // SAFETY: the queue is valid as long as the device is
+        let size =
+            unsafe { bindings::virtio_queue_get_num(self.vdev.as_mut_ptr(), self.index().into()) };
+        usize::try_from(size).unwrap_or(0)
+    }
+
     /// Take the next element that the driver has made available; `None` if
     /// there is none, or if the device is broken.
     ///
