@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeSet,
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
 
@@ -85,18 +85,13 @@ pub fn provision(env: &Env, suite: &str) -> Result<Assets> {
         let deb = repo.download(env, &package)?;
         cmd!(sh, "dpkg-deb -x {deb} {root}").run_quiet()?;
     }
-    let kernel = WalkDir::new(root.join("boot"))
+    let (kernel, release) = WalkDir::new(&root)
         .into_iter()
         .filter_map(std::result::Result::ok)
-        .find(|entry| entry.file_name().to_string_lossy().starts_with("vmlinuz-"))
+        .find_map(|entry| Some((entry.path().to_owned(), release_of(entry.path())?)))
         .context("the kernel package contains no vmlinuz")?;
-    let release = kernel
-        .file_name()
-        .to_string_lossy()
-        .trim_start_matches("vmlinuz-")
-        .to_owned();
     env.say(&format!("making an initramfs for Linux {release}"));
-    fs::copy(kernel.path(), tmp.join("vmlinuz"))?;
+    fs::copy(&kernel, tmp.join("vmlinuz"))?;
 
     // Debian's newer packages have everything below /usr
     let base = if root.join("lib/modules").exists() {
@@ -139,6 +134,17 @@ pub fn provision(env: &Env, suite: &str) -> Result<Assets> {
     remove(&initramfs)?;
     fs::rename(&tmp, &dir)?;
     Ok(assets)
+}
+
+/// The release of a kernel image: `boot/vmlinuz-RELEASE`, or (since Debian 14)
+/// `usr/lib/modules/RELEASE/vmlinuz`
+fn release_of(path: &Path) -> Option<String> {
+    let name = path.file_name()?.to_str()?;
+    if name == "vmlinuz" {
+        let dir = path.parent()?.file_name()?.to_str()?;
+        return Some(dir.to_owned());
+    }
+    name.strip_prefix("vmlinuz-").map(str::to_owned)
 }
 
 /// The packages with the current kernel and its modules.  Up to trixie they are
@@ -270,6 +276,21 @@ kernel/drivers/virtio/virtio_ring.ko
             .iter()
             .map(|m| module_name(m))
             .collect()
+    }
+
+    #[test]
+    fn kernel_images() {
+        let release = |path: &str| release_of(Path::new(path));
+        assert_eq!(
+            release("a/boot/vmlinuz-6.1.0-1").as_deref(),
+            Some("6.1.0-1")
+        );
+        assert_eq!(
+            release("usr/lib/modules/7.2.1/vmlinuz").as_deref(),
+            Some("7.2.1")
+        );
+        assert_eq!(release("boot/config-6.1.0-1"), None);
+        assert_eq!(release("lib/modules/6.1.0-1/modules.dep"), None);
     }
 
     #[test]

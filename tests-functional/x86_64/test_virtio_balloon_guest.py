@@ -1,0 +1,476 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# What a Linux guest and its host can do with a memory balloon
+#
+# This work is licensed under the terms of the GNU GPL, version 2 or
+# later.  See the COPYING file in the top-level directory.
+'''Functional tests of virtio-balloon with a Linux guest'''
+
+import os
+import re
+import time
+
+from virtio_balloon_guest import MIB
+from virtio_balloon_migration import (
+    BalloonLinuxTest, CMDLINE, F_FREE_PAGE_HINT, F_REPORTING, POISON_CMDLINE,
+    SYSFS)
+
+POISON = ('-append', f'{CMDLINE} {POISON_CMDLINE}')
+
+# Statistics for which there is no better reason
+BASIC = ['stat-swap-in', 'stat-swap-out', 'stat-major-faults',
+         'stat-minor-faults', 'stat-free-memory', 'stat-total-memory',
+         'stat-available-memory', 'stat-disk-caches', 'stat-htlb-pgalloc',
+         'stat-htlb-pgfail']
+
+# Those that Linux has since 6.12
+RECLAIM = ['stat-oom-kills', 'stat-alloc-stalls', 'stat-async-scans',
+           'stat-direct-scans', 'stat-async-reclaims', 'stat-direct-reclaims']
+
+
+class VirtioBalloonReporting(BalloonLinuxTest):
+    '''Memory that the guest does not use any more returns to the host.'''
+
+    # 60% of the memory
+    HOG = 307 * MIB
+
+    def idle(self):
+        '''Wait until QEMU neither grows nor shrinks; return its RSS.'''
+        last = []
+
+        def settled():
+            time.sleep(1)
+            last.append(self.vm_status('VmRSS'))
+            # Pages are reported with a delay of 2 s
+            recent = last[-6:]
+            return (len(recent) == 6
+                    and max(recent) - min(recent) < 2 * MIB)
+
+        self.wait_for(settled, 'QEMU to settle')
+        return last[-1]
+
+    def reset_peak(self):
+        '''Forget how large QEMU has been.'''
+        with open(f'/proc/{self.vm.get_pid()}/clear_refs', 'w',
+                  encoding='ascii') as clear:
+            clear.write('5')
+
+    def use_and_free(self):
+        '''Use memory in the guest; return how large QEMU became.'''
+        self.reset_peak()
+        self.assertEqual(self.use_memory(), 0)
+        return self.vm_status('VmHWM')
+
+    def test_reporting(self):
+        '''QEMU becomes as small as it was.'''
+        self.launch(',free-page-reporting=on')
+        self.require_feature(F_REPORTING, 'free page reporting')
+        before = self.idle()
+        for _ in range(2):
+            # Reporting may begin before the end of the process, and some of
+            # the memory was in use already.
+            peak = self.use_and_free()
+            self.log.info('idle %d, peak %d', before, peak)
+            self.assertGreater(peak, before + self.HOG // 2)
+            self.wait_for(lambda: self.vm_status('VmRSS') < before * 1.1,
+                          f'QEMU to shrink from {peak} to {before}, not'
+                          f' {self.vm_status("VmRSS")}', 60)
+
+    def test_no_reporting(self):
+        '''This does not happen by itself.'''
+        self.launch(',free-page-reporting=off')
+        before = self.idle()
+        peak = self.use_and_free()
+        self.assertGreater(peak, before + self.HOG // 2)
+        time.sleep(10)
+        self.assertGreater(self.vm_status('VmRSS'), peak - 16 * MIB)
+
+    def test_poison(self):
+        '''Free pages that are not zero have to keep what is in them.'''
+        self.launch(',free-page-reporting=on,page-poison=on', *POISON)
+        self.require_feature(F_REPORTING, 'free page reporting')
+        self.guest_poison()
+        # Whatever was reported before that; with init_on_free, the guest has
+        # written to all of its memory already.
+        self.idle()
+        peak = self.use_and_free()
+        self.assertGreater(peak, self.HOG)
+        # This would be enough for several reports
+        time.sleep(15)
+        self.assertGreater(self.vm_status('VmRSS'), peak - 16 * MIB)
+
+        # If the pages are zero, they can be discarded.  (They are, unless
+        # they were filled by a kernel with CONFIG_PAGE_POISONING.)
+        if 'page_poison=1' in self.guest_ok(
+                'dmesg | grep "Unknown kernel command line"; true'):
+            self.write_poison(0)
+            self.use_and_free()
+            self.wait_for(lambda: self.vm_status('VmRSS')
+                          < peak - self.HOG // 2, 'QEMU to shrink')
+
+
+class VirtioBalloonStats(BalloonLinuxTest):
+    '''Statistics that the driver sends'''
+
+    POLLING = 'guest-stats-polling-interval'
+
+    def last_update(self):
+        '''When the driver has sent statistics'''
+        return self.host_stats()[1]
+
+    def check_no_updates(self):
+        '''Nothing arrives any more.'''
+        # A request may be on its way
+        time.sleep(2)
+        before = self.last_update()
+        time.sleep(5)
+        self.assertEqual(self.last_update(), before)
+
+    def vmstat(self):
+        '''/proc/vmstat'''
+        return {key: int(value) for key, value in
+                re.findall(r'^(\S+) (\d+)$',
+                           self.guest_ok('cat /proc/vmstat'), re.MULTILINE)}
+
+    def counters(self):
+        '''Values of which the guest can tell the same'''
+        vmstat = self.vmstat()
+        return {
+            'stat-swap-in': vmstat['pswpin'] * 4096,
+            'stat-swap-out': vmstat['pswpout'] * 4096,
+            'stat-major-faults': vmstat['pgmajfault'],
+            # in the driver, these are all
+            'stat-minor-faults': vmstat['pgfault'],
+            'stat-htlb-pgalloc': vmstat.get('htlb_buddy_alloc_success', 0),
+            'stat-htlb-pgfail': vmstat.get('htlb_buddy_alloc_fail', 0),
+            'stat-oom-kills': vmstat['oom_kill'],
+            'stat-alloc-stalls': sum(
+                value for key, value in vmstat.items()
+                if key.startswith('allocstall_')),
+            'stat-async-scans': vmstat['pgscan_kswapd'],
+            'stat-direct-scans': vmstat['pgscan_direct'],
+            'stat-async-reclaims': vmstat['pgsteal_kswapd'],
+            'stat-direct-reclaims': vmstat['pgsteal_direct'],
+        }
+
+    def check_plausible(self):
+        '''The statistics are what the guest knows, too.'''
+        before = self.counters()
+        self.wait_for_stats(3)
+        stats, _ = self.host_stats()
+        after = self.counters()
+        for name, value in before.items():
+            if name in stats:
+                self.assertLessEqual(value, stats[name], name)
+                self.assertLessEqual(stats[name], after[name], name)
+        info = self.meminfo()
+        self.assertEqual(stats['stat-total-memory'], info['MemTotal'])
+        for name, key in [('stat-free-memory', 'MemFree'),
+                          ('stat-available-memory', 'MemAvailable'),
+                          ('stat-disk-caches', 'Cached')]:
+            self.assertLess(abs(stats[name] - info[key]), 16 * MIB, name)
+
+    def check_tags(self):
+        '''All of the tags that the kernel has are there.'''
+        release = tuple(map(int, re.findall(r'\d+', self.guest_kernel())[:2]))
+        expected = BASIC + (RECLAIM if release >= (6, 12) else [])
+        stats, _ = self.host_stats()
+        self.assertEqual([tag for tag in expected if tag not in stats], [])
+        self.log.info('Linux %s: %d tags', release, len(stats))
+
+    def test_probe(self):
+        '''The driver sends statistics without being asked first.'''
+        self.launch()
+        self.wait_for(self.last_update, 'statistics')
+        self.check_tags()
+        self.assertEqual(self.host_property(self.POLLING), 0)
+        self.check_no_updates()
+
+    def test_polling(self):
+        '''The interval is set, changed, and disabled.'''
+        self.launch()
+        self.set_polling(1)
+        self.assertEqual(self.host_property(self.POLLING), 1)
+        self.wait_for_stats(4)
+        self.check_tags()
+        self.check_plausible()
+
+        self.set_polling(3600)
+        self.assertEqual(self.host_property(self.POLLING), 3600)
+        self.check_no_updates()
+        self.set_polling(2)
+        self.wait_for_stats(2)
+        self.set_polling(0)
+        self.assertEqual(self.host_property(self.POLLING), 0)
+        self.check_no_updates()
+        # the last ones stay
+        self.assertNotEqual(self.last_update(), 0)
+        self.check_tags()
+        self.set_polling(1)
+        # They change if the guest does something
+        self.assertEqual(self.use_memory(), 0)
+        self.wait_for_stats(2)
+        self.check_plausible()
+
+    def test_errors(self):
+        '''Intervals that make no sense'''
+        self.launch()
+        self.set_polling(7)
+        no_integer = (f"Invalid parameter type for '{self.POLLING}',"
+                      ' expected: integer')
+        for value, expected in [
+                (-1, 'timer value must be greater than zero'),
+                (-1 << 63, 'timer value must be greater than zero'),
+                (1 << 32, 'timer value is too big'),
+                ((1 << 63) - 1, 'timer value is too big'),
+                (1 << 63, no_integer),
+                ('1', no_integer),
+                ('abc', no_integer),
+                (None, no_integer),
+                (True, no_integer),
+                (1.5, no_integer)]:
+            reply = self.vm.qmp('qom-set', path=self.BALLOON,
+                                property=self.POLLING, value=value)
+            self.assertIn('error', reply, value)
+            self.assertEqual(reply['error'],
+                             {'class': 'GenericError', 'desc': expected})
+            self.assertEqual(self.host_property(self.POLLING), 7)
+        # The largest one
+        self.set_polling((1 << 32) - 1)
+        self.assertEqual(self.host_property(self.POLLING), (1 << 32) - 1)
+        reply = self.vm.qmp('qom-set', path=self.BALLOON,
+                            property='guest-stats', value={})
+        self.assertIn('error', reply)
+
+    def test_rebind(self):
+        '''The driver comes and goes.'''
+        self.launch()
+        self.set_polling(1)
+        self.set_balloon(self.TARGET)
+        self.wait_for_stats()
+        for _ in range(3):
+            name = os.path.basename(self.virtio_device())
+            self.guest_ok(f'echo {name} > {SYSFS}/unbind')
+            # It gives everything back
+            self.assertEqual(self.actual(), self.RAM)
+            self.assertIsNone(self.guest_features())
+            self.check_no_updates()
+            # the last ones stay
+            self.check_tags()
+            self.guest_ok(f'echo {name} > {SYSFS}/bind')
+            self.wait_for(lambda: self.actual() == self.TARGET, 'inflation')
+            self.wait_for_stats()
+            self.check_plausible()
+        self.set_balloon(self.RAM)
+        self.set_balloon(self.TARGET)
+
+    def check_reset(self, interval):
+        '''Reset the machine.'''
+        self.set_polling(interval)
+        self.set_balloon(self.TARGET)
+        self.wait_for(self.last_update, 'statistics')
+        # Have a look before the driver sends more
+        self.vm.cmd('stop')
+        self.vm.get_qmp_events()
+        self.vm.cmd('system_reset')
+        self.assertIsNotNone(self.vm.event_wait('RESET', timeout=self.timeout))
+        self.assertEqual(self.host_stats(), ({}, 0))
+        self.assertEqual(self.host_property(self.POLLING), interval)
+        self._console = b''
+        self.vm.cmd('cont')
+        self.wait_console(rb'Guest is ready')
+        self.run_in_guest('stty -echo cols 1000')
+        self.wait_for(self.last_update, 'statistics')
+        self.check_tags()
+        # The target is still there
+        self.wait_for(lambda: self.meminfo()['MemTotal'] < self.TARGET,
+                      'the driver to inflate the balloon')
+        self.wait_for(lambda: self.actual() == self.TARGET, 'inflation')
+
+    def test_reset(self):
+        '''There are no statistics after a reset, until the driver is back.'''
+        self.launch()
+        self.check_reset(0)
+        self.check_no_updates()
+        self.check_reset(1)
+        self.wait_for_stats()
+        self.check_plausible()
+        self.set_balloon(self.RAM)
+
+    def sleep_and_wake(self, stats):
+        '''Suspend the guest to RAM, and wake it up.'''
+        self.vm.get_qmp_events()
+        self.vm.console_socket.sendall(
+            b'echo mem > /sys/power/state; echo "is ""awake" $?\n')
+        if self.vm.event_wait('SUSPEND', timeout=60) is None:
+            self.skipTest('the guest cannot be suspended: '
+                          + self._console[-300:].decode(errors='replace'))
+        self.wait_for(lambda: self.vm.cmd('query-status')['status']
+                      == 'suspended', 'the guest to sleep')
+        asleep = self.host_stats()
+        self.assertEqual(set(asleep[0]), stats)
+        self.assertNotEqual(asleep[1], 0)
+
+        self.vm.cmd('system_wakeup')
+        # At first, these are the same; the driver will soon send new ones
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline:
+            awake = self.host_stats()
+            self.assertEqual(set(awake[0]), stats)
+            self.assertGreaterEqual(awake[1], asleep[1])
+        self.wait_console(rb'is awake 0\r?\n')
+
+    def test_suspend(self):
+        '''Statistics survive when the guest sleeps.'''
+        self.launch()
+        _, out = self.run_in_guest('cat /sys/power/state /sys/power/mem_sleep')
+        if 'mem' not in out or '[deep]' not in out:
+            self.skipTest(f'no suspend to RAM in the guest: {out}')
+        info = self.vm.cmd('query-current-machine')
+        if not info['wakeup-suspend-support']:
+            self.skipTest('no suspend to RAM in QEMU')
+        self.set_balloon(self.TARGET)
+        self.wait_for(self.last_update, 'statistics')
+        stats = set(self.host_stats()[0])
+        self.sleep_and_wake(stats)
+        self.wait_for(lambda: self.actual() == self.TARGET, 'inflation')
+        self.check_no_updates()
+        self.set_polling(1)
+        self.wait_for_stats()
+        # while there is a timer
+        self.sleep_and_wake(stats)
+        self.wait_for_stats()
+        self.check_plausible()
+        self.set_balloon(self.RAM)
+        self.set_balloon(self.TARGET)
+
+
+class VirtioBalloonHotplug(BalloonLinuxTest):
+    '''The balloon comes and goes.'''
+
+    COUNT = 30 if os.getenv('BALLOON_QUICK') == '1' else 100
+
+    # After that, caches and free lists have the size that they need
+    WARM_UP = 10
+
+    # of QEMU's own memory, with all of the cycles
+    GROWTH = 8 * MIB
+
+    def tree(self):
+        '''What is in the places where the device leaves traces'''
+        # The numbers of memory regions differ
+        return {path: sorted((re.sub(r'\[\d+\]', '[*]', item['name']),
+                              item['type'])
+                             for item in self.vm.cmd('qom-list', path=path))
+                for path in ['/machine', '/machine/peripheral',
+                             '/machine/peripheral-anon', '/objects',
+                             '/machine/unattached', '/machine/i440fx/pci.0']}
+
+    def add(self, options):
+        '''Plug the device, and wait for the driver.'''
+        self.vm.cmd('device_add', driver='virtio-balloon-pci', id='balloon0',
+                    bus='pci.0', addr='0x8', **options)
+        self.wait_for(lambda: self.guest_features() is not None,
+                      'the balloon driver')
+
+    def remove(self):
+        '''Unplug the device, and wait for the guest to give it up.'''
+        self.vm.cmd('device_del', id='balloon0')
+        event = self.vm.event_wait('DEVICE_DELETED', timeout=self.timeout,
+                                   match={'data': {'device': 'balloon0'}})
+        self.assertIsNotNone(event)
+        self.assertIsNone(self.guest_features())
+        self.assertEqual(self.vm.cmd('qom-list', path='/machine/peripheral'),
+                         [{'name': 'type', 'type': 'string'}])
+
+    def check_second(self):
+        '''There cannot be two of them.'''
+        before = self.tree()
+        reply = self.vm.qmp('device_add', driver='virtio-balloon-pci',
+                            id='balloon1')
+        self.assertEqual(reply.get('error'),
+                         {'class': 'GenericError', 'desc':
+                          'Only one balloon device is supported'})
+        reply = self.vm.qmp('device_add', driver='virtio-balloon-pci',
+                            id='balloon1', **{'free-page-hint': True})
+        self.assertEqual(reply['error']['desc'],
+                         'Only one balloon device is supported')
+        self.assertEqual(self.tree(), before)
+
+    def check_hotplug(self, options):
+        '''Plug and unplug the balloon many times.'''
+        # The memory of the guest is not counted as anonymous memory.
+        self.launch(',addr=0x8', '-accel', 'tcg,tb-size=32',
+                    '-object', f'memory-backend-memfd,id=ram,size={self.RAM}',
+                    '-machine', 'memory-backend=ram',
+                    '-object', 'iothread,id=iothread0')
+        self.check_second()
+        self.remove()
+        reply = self.vm.qmp('query-balloon')
+        self.assertEqual(reply['error']['class'], 'DeviceNotActive')
+
+        before = self.tree()
+        plugged = None
+        sizes = []
+        for number in range(self.COUNT):
+            self.add(options)
+            if plugged is None:
+                plugged = self.tree()
+            self.assertEqual(self.tree(), plugged)
+            self.assertEqual(self.actual(), self.RAM)
+            if number % 2 == 0:
+                # The device goes with or without a timer
+                self.set_polling(1)
+            if number % 10 == 0:
+                self.wait_for_stats(2)
+                self.check_second()
+            self.set_balloon(self.RAM - (16 + number % 16) * MIB)
+            if number % 2 == 0:
+                # The driver does so itself, otherwise
+                self.set_balloon(self.RAM)
+            self.remove()
+            self.assertEqual(self.tree(), before)
+            sizes.append(self.vm_status('RssAnon'))
+        self.log.info('RssAnon: %s', [size // 1024 for size in sizes])
+        if os.getenv('BALLOON_VERBOSE'):
+            print([size // 1024 for size in sizes][::5])
+        self.assertLess(sizes[-1] - sizes[self.WARM_UP], self.GROWTH)
+        self.add(options)
+        self.set_balloon(self.TARGET)
+        self.set_balloon(self.RAM)
+
+    def test_hotplug_fails(self):
+        '''A device that could not be plugged does not remain.'''
+        if os.getenv('BALLOON_DEVICE') == 'c':
+            # It returns from realize() without having removed its handler
+            self.skipTest('QEMU\'s implementation in C stays registered')
+        self.launch(',addr=0x8')
+        self.remove()
+        before = self.tree()
+        for _ in range(3):
+            reply = self.vm.qmp('device_add', driver='virtio-balloon-pci',
+                                id='balloon0', **{'free-page-hint': True})
+            self.assertEqual(reply['error']['desc'],
+                             "'free-page-hint' requires 'iothread' to be set")
+            self.assertEqual(self.tree(), before)
+            reply = self.vm.qmp('query-balloon')
+            self.assertEqual(reply['error']['class'], 'DeviceNotActive')
+        self.add({})
+        self.set_balloon(self.TARGET)
+        self.set_balloon(self.RAM)
+
+    def test_hotplug(self):
+        '''The balloon as it is by default'''
+        self.check_hotplug({})
+
+    def test_hotplug_features(self):
+        '''The balloon with everything that it may have'''
+        self.check_hotplug({'free-page-hint': True, 'iothread': 'iothread0',
+                            'free-page-reporting': True,
+                            'deflate-on-oom': True})
+        self.require_feature(F_FREE_PAGE_HINT, 'free page hinting')
+
+
+if __name__ == '__main__':
+    BalloonLinuxTest.main()

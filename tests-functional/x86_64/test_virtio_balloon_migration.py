@@ -1,0 +1,460 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# A Linux guest with a memory balloon that migrates between implementations
+#
+# This work is licensed under the terms of the GNU GPL, version 2 or
+# later.  See the COPYING file in the top-level directory.
+'''Migration of a Linux guest with a virtio-balloon'''
+
+import os
+import re
+import sys
+import traceback
+import unittest
+
+from virtio_balloon_guest import MIB
+from virtio_balloon_migration import (
+    BalloonMigrationTest, CMD_ID_DONE, CMD_ID_STOP, F_DEFLATE_ON_OOM,
+    F_FREE_PAGE_HINT, F_PAGE_POISON, F_REPORTING, POISON_CMDLINE)
+
+HINT = ',free-page-hint=on,iothread=iothread0'
+
+# Name: options, features that have to be negotiated
+MIXES = {
+    'plain': ('', []),
+    'deflate-on-oom': (',deflate-on-oom=on', [F_DEFLATE_ON_OOM]),
+    'free-page-hint': (HINT, [F_FREE_PAGE_HINT]),
+    'page-poison': (',page-poison=on', [F_PAGE_POISON]),
+    'no page-poison': (',page-poison=off', []),
+    'reporting': (',free-page-reporting=on', [F_REPORTING]),
+    'qemu-4-0-config-size': (
+        ',page-poison=off,qemu-4-0-config-size=on', []),
+    'everything': (
+        ',deflate-on-oom=on,free-page-reporting=on,qemu-4-0-config-size=on'
+        + HINT,
+        [F_DEFLATE_ON_OOM, F_FREE_PAGE_HINT, F_PAGE_POISON, F_REPORTING]),
+}
+
+# The guest of each of them visits all
+CHAINS = [
+    ['C', 'Rust', 'C', 'Rust', 'Rust'],
+    ['stock', 'Rust', 'stock'],
+]
+
+
+def hops(chain):
+    '''The columns of the table for a chain'''
+    return [f'{number}: {src}->{dst}'
+            for number, (src, dst) in enumerate(zip(chain, chain[1:]), 1)]
+
+
+class VirtioBalloonMatrix(BalloonMigrationTest):
+    '''A guest hops from one QEMU to the next one.'''
+
+    cells = {}
+
+    @classmethod
+    def tearDownClass(cls):
+        '''Show what happened, in a way that does not disturb TAP.'''
+        columns = [(i, hop) for i, chain in enumerate(CHAINS)
+                   for hop in hops(chain)]
+        first = max(len(mix) for mix in MIXES)
+        lines = [' ' * first + ' | ' + ' | '.join(h for _, h in columns)]
+        for mix in MIXES:
+            cells = [cls.cells.get((mix, i, hop), '-').center(len(hop))
+                     for i, hop in columns]
+            lines.append(mix.ljust(first) + ' | ' + ' | '.join(cells))
+        for line in lines:
+            print('# ' + line.rstrip())
+        sys.stdout.flush()
+        super().tearDownClass()
+
+    def fill(self, mix, number, value, start=0):
+        '''Fill in the rest of a row.'''
+        for hop in hops(CHAINS[number])[start:]:
+            self.cells[mix, number, hop] = value
+
+    def visit(self, mix, number):
+        '''Take a guest through a chain.'''
+        options, features = MIXES[mix]
+        poison = F_PAGE_POISON in features
+        cmdline = POISON_CMDLINE if poison else ''
+        chain = CHAINS[number]
+        self.fill(mix, number, 'FAIL')
+        self.boot(chain[0], options, cmdline)
+        negotiated = self.guest_features()
+        lacking = [bit for bit in features if negotiated[bit] != '1']
+        if lacking:
+            self.fill(mix, number, 'skip')
+            self.skipTest(f'no features {lacking} in the guest')
+        if poison:
+            self.guest_poison()
+        checksum = self.make_data()
+        self.set_balloon(self.TARGET)
+        before = self.state()
+        self.assertEqual(before['checksum'], checksum)
+        # The length depends on the features that are offered
+        self.assertEqual(len(before['config']),
+                         2 if ',page-poison=off' in options
+                         and 'config-size' not in options else 4)
+        self.assertEqual(before['config'][:2],
+                         [(self.RAM - self.TARGET) // 4096] * 2)
+
+        for hop, impl in zip(hops(chain), chain[1:]):
+            self.log.info('%s, %s', mix, hop)
+            self.migrate(impl, options, cmdline)
+            after = self.state()
+            if F_FREE_PAGE_HINT in features:
+                self.assertEqual(after['config'][2], CMD_ID_DONE)
+                before['config'][2] = CMD_ID_DONE
+            self.assertEqual(after, before)
+            self.check_stats()
+            self.check_balloon()
+            if F_DEFLATE_ON_OOM in features:
+                self.check_oom()
+            self.assertEqual(self.state(), before)
+            self.cells[mix, number, hop] = 'ok'
+
+    def check_row(self, mix):
+        '''All hops with one mix of features'''
+        errors = []
+        skipped = []
+        for number, chain in enumerate(CHAINS):
+            if not all(self.binary(impl) for impl in chain):
+                self.fill(mix, number, 'skip')
+                continue
+            try:
+                with self.part('->'.join(chain)):
+                    self.visit(mix, number)
+            except unittest.SkipTest as exc:
+                skipped.append(str(exc))
+            # The other chain may still work
+            # pylint: disable=broad-except
+            except Exception:
+                errors.append(traceback.format_exc())
+            self.vm.shutdown(hard=True)
+        if errors:
+            self.fail('\n'.join(errors))
+        if skipped:
+            self.skipTest(skipped[0])
+
+
+def add_matrix():
+    '''One test for each mix of features'''
+    for mix in MIXES:
+        def test(self, mix=mix):
+            self.check_row(mix)
+        test.__doc__ = f'Hops with: {mix}'
+        name = 'test_' + re.sub('[^a-z0-9]+', '_', mix)
+        setattr(VirtioBalloonMatrix, name, test)
+
+
+add_matrix()
+
+
+class VirtioBalloonMigration(BalloonMigrationTest):
+    '''What else may happen during a migration'''
+
+    # of the memory that the guest uses
+    SLOW = 4 * MIB
+
+    def errors(self, vm):
+        '''What QEMU printed; it has to have exited.'''
+        vm.wait(timeout=self.timeout)
+        log = vm.get_log() or ''
+        return [re.sub(r'^\S*qemu-system-\S*: ', '', line)
+                for line in log.splitlines()
+                if 'terminating on signal' not in line
+                and 'deprecated' not in line]
+
+    def check_mismatch(self, src_options, dst_options, expected, cmdline=''):
+        '''
+        Try to migrate to destinations that have other properties.  They have
+        to refuse the guest for the same reason.
+        '''
+        for src in ['C', 'Rust']:
+            self.boot(src, src_options, cmdline)
+            self.make_data(2)
+            self.set_balloon(self.TARGET)
+            before = self.state()
+            said = {}
+            for dst in ['C', 'Rust']:
+                vm, uri = self.incoming(dst, dst_options, cmdline)
+                self.vm.cmd('migrate', uri=uri)
+                self.wait_migration(self.vm, 'failed')
+                said[dst] = self.errors(vm)
+                self.assertNotEqual(vm.exitcode(), 0)
+                self.wait_for(lambda: self.vm.cmd('query-status')['status']
+                              == 'running', 'the guest to go on')
+                if HINT in src_options:
+                    before['config'][2] = CMD_ID_DONE
+                self.assertEqual(self.state(), before)
+                self.check_stats()
+                self.check_balloon()
+            self.log.info('%s: %s', src, said['C'])
+            self.assertEqual(said['C'], said['Rust'])
+            self.assertTrue([line for line in said['C']
+                             if re.search(expected, line)], said['C'])
+            # It may still go to where it is welcome
+            self.migrate('Rust', src_options, cmdline)
+            self.assertEqual(self.state(), before)
+            self.vm.shutdown()
+
+    def test_mismatch_deflate_on_oom(self):
+        '''The destination does not have the feature.'''
+        self.check_mismatch(
+            ',deflate-on-oom=on', ',deflate-on-oom=off',
+            'Features 0x[0-9a-f]+ unsupported. Allowed features: 0x')
+
+    def test_mismatch_page_poison(self):
+        '''The destination does not have the feature.'''
+        self.check_mismatch(
+            ',page-poison=on', ',page-poison=off',
+            'Features 0x[0-9a-f]+ unsupported. Allowed features: 0x',
+            POISON_CMDLINE)
+
+    def test_mismatch_reporting(self):
+        '''The destination has fewer queues.'''
+        self.check_mismatch(
+            ',free-page-reporting=on', ',free-page-reporting=off',
+            'VQ 3 |Features 0x[0-9a-f]+ unsupported|load of migration failed')
+
+    def test_mismatch_hint(self):
+        '''The destination has fewer queues.'''
+        self.check_mismatch(
+            HINT, '', 'VQ 3 |Features 0x[0-9a-f]+ unsupported'
+            '|load of migration failed')
+
+    def test_file(self):
+        '''The guest rests in a file for a while.'''
+        options = ',deflate-on-oom=on,free-page-reporting=on' + HINT
+        for src, dst in [('C', 'Rust'), ('Rust', 'C'), ('Rust', 'Rust')]:
+            with self.part(f'{src}->{dst}'):
+                self.boot(src, options)
+                self.make_data()
+                self.set_balloon(self.TARGET)
+                before = self.state()
+                uri = 'file:' + self.scratch_file('state')
+                self.vm.cmd('migrate', uri=uri)
+                self.wait_migration(self.vm, 'completed')
+                self.vm.shutdown()
+
+                vm = self.new_qemu(dst, options, args=('-incoming', 'defer'))
+                vm.launch()
+                vm.cmd('migrate-incoming', uri=uri)
+                self.switch_to(vm)
+                before['config'][2] = CMD_ID_DONE
+                self.assertEqual(self.state(), before)
+                self.check_stats()
+                self.check_balloon()
+                self.check_oom()
+                self.assertEqual(self.state(), before)
+            self.vm.shutdown()
+
+    def check_postcopy(self, src, dst):
+        '''Inflate the balloon while postcopy is active.'''
+        trace = self.scratch_file(f'{src}-{dst}.trace')
+        self.boot(src)
+        # What is there is not to be found on the other side at once
+        self.make_data(64)
+        checksum = self.checksum()
+        try:
+            vm, uri = self.incoming(
+                dst, args=('-trace', 'virtio_balloon_handle_output',
+                           '-trace', 'ram_block_discard_range',
+                           '-trace', 'loadvm_postcopy_handle_run',
+                           '-trace', 'postcopy_ram_listen_thread_exit',
+                           '-D', trace), postcopy_ram=True)
+        # pylint: disable=broad-except
+        except Exception as exc:
+            if 'ostcopy' in str(exc) or 'serfault' in str(exc):
+                self.skipTest(f'no postcopy: {exc}')
+            raise
+        self.vm.cmd('migrate-set-parameters',
+                    **{'max-bandwidth': self.SLOW,
+                       'max-postcopy-bandwidth': self.SLOW,
+                       'downtime-limit': 1})
+        source = self.vm
+        source.cmd('migrate', uri=uri)
+        self.wait_for(lambda: self.migration(source).get('status') == 'active'
+                      and self.migration(source)['ram']['transferred'] > MIB,
+                      'the migration to start')
+        source.cmd('migrate-start-postcopy')
+        self.wait_for(lambda: vm.cmd('query-status')['status'] == 'running',
+                      'postcopy')
+        self.assertEqual(self.migration(source)['status'], 'postcopy-active')
+        vm.cmd('balloon', value=self.RAM - 200 * MIB)
+        self.wait_for(lambda: vm.cmd('query-balloon')['actual']
+                      < self.RAM - 40 * MIB, 'inflation')
+        self.assertEqual(self.migration(source)['status'], 'postcopy-active',
+                         'the migration was too fast for the test')
+        # That is enough
+        source.cmd('migrate-set-parameters',
+                   **{'max-postcopy-bandwidth': 0})
+        self.wait_migration(source, 'completed')
+        self.switch_to(vm)
+        self.wait_for(lambda: self.actual() == self.RAM - 200 * MIB,
+                      'inflation')
+        self.assertEqual(self.checksum(), checksum)
+        self.check_stats()
+        self.check_balloon()
+        self.assertEqual(self.checksum(), checksum)
+        self.vm.shutdown()
+
+        with open(trace, encoding='utf-8', errors='replace') as file:
+            lines = file.read().splitlines()
+        if not any('virtio_balloon_handle_output' in line for line in lines):
+            self.log.info('this QEMU has no tracing to a log')
+            return
+        names = [line.split()[0] for line in lines if line]
+        run = names.index('loadvm_postcopy_handle_run')
+        end = names.index('postcopy_ram_listen_thread_exit')
+        during = names[run:end]
+        self.assertGreaterEqual(during.count('virtio_balloon_handle_output'),
+                                40 * MIB // 4096)
+        self.assertNotIn('ram_block_discard_range', during)
+        self.assertIn('ram_block_discard_range', names[end:])
+
+    def test_postcopy(self):
+        '''Nothing is discarded where pages still have to arrive.'''
+        for src, dst in [('C', 'Rust'), ('Rust', 'C'), ('Rust', 'Rust')]:
+            with self.part(f'{src}->{dst}'):
+                self.check_postcopy(src, dst)
+
+    def cancel(self, options, dst):
+        '''Begin a slow migration, and cancel it half-way.'''
+        vm, uri = self.incoming(dst, options)
+        self.vm.cmd('migrate-set-parameters',
+                    **{'max-bandwidth': self.SLOW, 'downtime-limit': 1})
+        self.vm.cmd('migrate', uri=uri)
+
+        def half_way():
+            info = self.migration()
+            self.assertNotIn(info.get('status'), ('completed', 'failed'))
+            return info.get('status') == 'active' \
+                and info['ram']['transferred'] > 8 * MIB
+
+        self.wait_for(half_way, 'a part of the migration')
+        return vm
+
+    def test_cancel(self):
+        '''The guest stays where it is.'''
+        options = ',deflate-on-oom=on,free-page-reporting=on' + HINT
+        for src, dst in [('C', 'Rust'), ('Rust', 'C'), ('Rust', 'Rust')]:
+            with self.part(f'{src}->{dst}'):
+                self.boot(src, options)
+                self.make_data(32)
+                self.set_balloon(self.TARGET)
+                before = self.state()
+                vm = self.cancel(options, dst)
+                # balloons do not mind
+                self.set_balloon(self.TARGET - 32 * MIB)
+                self.set_balloon(self.TARGET)
+                self.vm.cmd('migrate_cancel')
+                self.wait_migration(self.vm, 'cancelled')
+                vm.shutdown(hard=True)
+                if before['config'][2] == CMD_ID_STOP:
+                    before['config'][2] = CMD_ID_DONE
+                self.assertEqual(self.state(), before)
+                self.check_stats()
+                self.check_balloon()
+                self.check_oom()
+                self.migrate(dst, options)
+                self.assertEqual(self.state(), before)
+                self.check_stats()
+                self.check_balloon()
+                self.check_oom()
+            self.vm.shutdown()
+
+
+class VirtioBalloonHinting(BalloonMigrationTest):
+    '''Free pages need not be migrated.'''
+
+    RAM = 1024 * MIB
+
+    def idle_guest(self, impl, options):
+        '''A guest that has used most of its memory'''
+        self.boot(impl, options)
+        if 'free-page-hint' in options:
+            self.require_feature(F_FREE_PAGE_HINT, 'free page hinting')
+        self.make_data(32)
+        # What is zero is not migrated, anyway
+        self.guest_ok('mkdir -p /used && mount -t tmpfs -o size=90% used /used'
+                      ' && dd if=/data/random of=/used/0 bs=1M')
+        self.guest_ok(
+            'for i in $(seq 1 22); do cat /used/0 > /used/$i || exit 1; done')
+        self.guest_ok('rm /used/*; umount /used')
+
+    def free_memory(self):
+        '''Memory that the guest does not use'''
+        return self.meminfo()['MemFree']
+
+    def transferred(self, src, dst, options):
+        '''Migrate an idle guest; return the bytes that it took.'''
+        self.idle_guest(src, options)
+        before = self.state()
+        free = self.free_memory()
+        # Give the guest time to say which pages are free
+        info = self.migrate(dst, options, **{'max-bandwidth': 64 * MIB})
+        if 'free-page-hint' in options:
+            before['config'][2] = CMD_ID_DONE
+        self.assertEqual(self.state(), before)
+        self.wait_for(lambda: self.free_memory() > free - 32 * MIB,
+                      'the guest to have its free pages again')
+        self.check_stats()
+        # now use them all
+        self.assertEqual(self.run_in_guest(
+            'dd if=/dev/zero of=/dev/null bs=700M count=1')[0], 0)
+        self.assertEqual(self.checksum(), before['checksum'])
+        self.set_balloon(self.RAM // 2)
+        self.set_balloon(self.RAM)
+        self.vm.shutdown()
+        return info['ram']['transferred']
+
+    def test_transferred(self):
+        '''With hints, there is less to transfer.'''
+        without = self.transferred('Rust', 'Rust', '')
+        self.assertGreater(without, 600 * MIB)
+        result = {'without': without // MIB}
+        for src, dst in [('Rust', 'Rust'), ('C', 'Rust'), ('Rust', 'C')]:
+            with self.part(f'{src}->{dst}'):
+                hinted = self.transferred(src, dst, HINT)
+                result[f'{src}->{dst}'] = hinted // MIB
+                self.assertLess(hinted, without / 2)
+        self.log.info('MiB transferred: %s', result)
+        if os.getenv('BALLOON_VERBOSE'):
+            print(result, file=sys.__stdout__)
+
+    def test_cancel(self):
+        '''The guest gets its pages back if it does not move.'''
+        for impl in ['C', 'Rust']:
+            with self.part(impl):
+                self.idle_guest(impl, HINT)
+                before = self.state()
+                free = self.free_memory()
+                vm, uri = self.incoming('Rust', HINT)
+                self.vm.cmd('migrate-set-parameters',
+                            **{'max-bandwidth': 8 * MIB,
+                               'downtime-limit': 1})
+                self.vm.cmd('migrate', uri=uri)
+                self.wait_for(
+                    lambda: self.free_memory() < free - 400 * MIB,
+                    'the guest to give hints')
+                self.assertEqual(self.migration()['status'], 'active')
+                self.vm.cmd('migrate_cancel')
+                self.wait_migration(self.vm, 'cancelled')
+                vm.shutdown(hard=True)
+                self.wait_for(lambda: self.free_memory() > free - 32 * MIB,
+                              'the guest to have its free pages again')
+                before['config'][2] = CMD_ID_DONE
+                self.assertEqual(self.state(), before)
+                self.check_stats()
+                self.assertEqual(self.run_in_guest(
+                    'dd if=/dev/zero of=/dev/null bs=700M count=1')[0], 0)
+                self.assertEqual(self.checksum(), before['checksum'])
+            self.vm.shutdown()
+
+
+if __name__ == '__main__':
+    BalloonMigrationTest.main()
