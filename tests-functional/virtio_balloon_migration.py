@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
 # Linux guests with a memory balloon that move from one QEMU to another
-#
-# This work is licensed under the terms of the GNU GPL, version 2 or
-# later.  See the COPYING file in the top-level directory.
 '''Base classes for tests that need more than a booted guest'''
 
 import contextlib

@@ -2,9 +2,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
 # What a Linux guest and its host can do with a memory balloon
-#
-# This work is licensed under the terms of the GNU GPL, version 2 or
-# later.  See the COPYING file in the top-level directory.
 '''Functional tests of virtio-balloon with a Linux guest'''
 
 import os

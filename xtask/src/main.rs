@@ -70,7 +70,7 @@ enum Cmd {
     },
     /// Run the tests
     Test {
-        /// What to run [default: all]
+        /// What to run [default: all, with the short form of functional]
         #[arg(value_enum)]
         suites: Vec<Suite>,
         /// Implementation of the balloon device, for qtest and functional

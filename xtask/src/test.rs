@@ -120,6 +120,8 @@ pub fn run(
     kernels: &[Kernel],
     ops: u64,
 ) -> Result<ExitCode> {
+    // Long tests are only run if somebody asks for them.
+    let quick = suites.is_empty() && kernels.is_empty();
     let suites = if suites.is_empty() {
         Suite::value_variants()
     } else {
@@ -131,7 +133,7 @@ pub fn run(
         let count = match suite {
             Suite::Unit => unit(env)?,
             Suite::Qtest => qtest(env, device, target)?,
-            Suite::Functional => functional(env, device, kernels)?,
+            Suite::Functional => functional(env, device, kernels, quick)?,
             Suite::Differential => differential(env, ops)?,
             Suite::Series => {
                 let patches = series::check(env)?;
@@ -342,11 +344,12 @@ fn qtest(env: &Env, only: Option<Device>, target: Target) -> Result<Count> {
     Ok(count)
 }
 
-fn functional(env: &Env, only: Option<Device>, kernels: &[Kernel]) -> Result<Count> {
-    let kernels = if kernels.is_empty() {
-        Kernel::value_variants()
-    } else {
-        kernels
+/// Boot guests.  `quick` means with one kernel, and with fewer repetitions.
+fn functional(env: &Env, only: Option<Device>, kernels: &[Kernel], quick: bool) -> Result<Count> {
+    let kernels = match kernels {
+        [] if quick => &[Kernel::Linux61],
+        [] => Kernel::value_variants(),
+        kernels => kernels,
     };
     let mut builds = Vec::new();
     for device in [Device::C, Device::Rust] {
@@ -365,6 +368,7 @@ fn functional(env: &Env, only: Option<Device>, kernels: &[Kernel]) -> Result<Cou
             }
             let mut vars = guest::python_env(build, &assets);
             vars.push(("BALLOON_DEVICE", build.device.name().into()));
+            vars.push(("BALLOON_QUICK", u8::from(quick).to_string().into()));
             let what = format!(
                 "Linux {} with the {} device",
                 kernel.version(),
@@ -388,6 +392,7 @@ fn functional(env: &Env, only: Option<Device>, kernels: &[Kernel]) -> Result<Cou
                 bail!("both devices are needed");
             };
             let mut vars = guest::python_env(rust, &assets);
+            vars.push(("BALLOON_QUICK", u8::from(quick).to_string().into()));
             vars.push(("BALLOON_QEMU_C", c.qemu()));
             vars.push(("BALLOON_QEMU_RUST", rust.qemu()));
             if let Some(stock) = &stock {
