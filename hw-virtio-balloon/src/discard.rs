@@ -72,9 +72,12 @@ impl Memory {
         }
 
         let mut all = self.host_pages.borrow_mut();
+        let size = block.used_length();
+        // The block may be another one, if memory was unplugged
+        all.retain(|(id, pages)| *id != block.id() || pages.is_for(size, page_size));
         let known = all.iter().position(|(id, _)| *id == block.id());
         let index = known.unwrap_or_else(|| {
-            if let Some(pages) = HostPages::new(block.used_length(), page_size) {
+            if let Some(pages) = HostPages::new(size, page_size) {
                 all.push((block.id(), pages));
             }
             all.len().saturating_sub(1)
@@ -190,7 +193,7 @@ impl<'a> Ranges<'a> {
         let Some((block, section_offset)) = section.ram_block() else {
             return;
         };
-        let offset = section_offset + (start - section.address());
+        let first = section_offset + (start - section.address());
         let (ranges, bytes) = (&mut self.ranges, &mut self.bytes);
         let mut push = |offset, length| {
             ranges.push(RAMBlockRange { offset, length });
@@ -201,18 +204,18 @@ impl<'a> Ranges<'a> {
             Direction::Inflate => {
                 let tracked = self
                     .memory
-                    .with_host_pages(&block, |pages| pages.insert(offset, len, &mut push));
+                    .with_host_pages(&block, |known| known.insert(first, len, &mut push));
                 if !tracked {
-                    push(offset, len);
+                    push(first, len);
                 }
             }
             Direction::Deflate => {
                 self.memory
-                    .with_host_pages(&block, |pages| pages.remove(offset, len));
+                    .with_host_pages(&block, |known| known.remove(first, len));
                 // There is nothing to be read ahead for memory that was
                 // discarded, unless it has a file behind it.
                 if !block.is_private_anonymous() {
-                    push(offset, len);
+                    push(first, len);
                 }
             }
         }

@@ -80,15 +80,13 @@ impl Batch {
         let mut reader = elem.out_reader().skip(position);
         while self.runs.pfns() < MAX_BATCH {
             let Some(pfn) = reader.read_u32() else {
-                drop(reader);
                 self.complete.push(elem);
                 return;
             };
             self.runs.push(pfn);
         }
-        let position = reader.position();
-        drop(reader);
-        self.unfinished = Some((elem, position));
+        let end = reader.position();
+        self.unfinished = Some((elem, end));
     }
 
     /// Fill the batch with as much as it can take, or as there is time for.

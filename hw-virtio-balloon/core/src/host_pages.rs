@@ -78,6 +78,12 @@ impl HostPages {
         })
     }
 
+    /// Whether this is for a block of the given sizes in bytes
+    pub const fn is_for(&self, size: u64, host_page_size: u64) -> bool {
+        self.pages_per_host_page * BALLOON_PAGE_SIZE == host_page_size
+            && self.pages == size.div_ceil(host_page_size) * self.pages_per_host_page
+    }
+
     /// Host pages that could be discarded if the rest of them was in the
     /// balloon
     pub const fn partial(&self) -> u64 {
@@ -279,6 +285,8 @@ mod tests {
         }
         assert!(HostPages::new(u64::MAX, 8192).is_none());
         assert_eq!(HostPages::new(0, 8192).unwrap().partial(), 0);
+        let h = HostPages::new(MIB, 65536).unwrap();
+        assert!(h.is_for(MIB, 65536) && !h.is_for(2 * MIB, 65536) && !h.is_for(MIB, 8192));
         // smaller than a word of the bitmap
         let mut h = HostPages::new(8192, 8192).unwrap();
         assert_eq!(insert(&mut h, 0, MIB), [(0, 8192)]);
