@@ -24,13 +24,13 @@ class Bench(BalloonGuestTest):
     TARGET = 1024 * MIB
     HOG = 2200 * MIB
 
-    def cpu(self):
+    def cpu_time(self):
         '''CPU time of QEMU in seconds: of the guest's code, and the kernel'''
         with open(f'/proc/{self.vm.get_pid()}/stat', encoding='ascii') as f:
             fields = f.read().rpartition(')')[2].split()
         return int(fields[11]) / TICK, int(fields[12]) / TICK
 
-    def memory(self, name):
+    def resident(self, name):
         '''A field of smaps_rollup in MiB'''
         with open(f'/proc/{self.vm.get_pid()}/smaps_rollup',
                   encoding='ascii') as f:
@@ -41,12 +41,12 @@ class Bench(BalloonGuestTest):
 
     def timed(self, name, value):
         '''Change the size of the balloon'''
-        start, (user, system) = time.monotonic(), self.cpu()
+        start, (user, system) = time.monotonic(), self.cpu_time()
         self.vm.cmd('balloon', value=value)
         while self.actual() != value:
             self.assertLess(time.monotonic(), start + self.timeout)
             time.sleep(0.01)
-        stop, (user2, system2) = time.monotonic(), self.cpu()
+        stop, (user2, system2) = time.monotonic(), self.cpu_time()
         RESULTS[name] = {'seconds': round(stop - start, 2),
                          'user cpu': round(user2 - user, 2),
                          'system cpu': round(system2 - system, 2)}
@@ -56,10 +56,10 @@ class Bench(BalloonGuestTest):
         self.launch()
         RESULTS['kernel'] = self.guest_kernel()
         self.assertEqual(self.use_memory(), 0)
-        RESULTS['used'] = {name: self.memory(name)
+        RESULTS['used'] = {name: self.resident(name)
                            for name in ('Rss', 'AnonHugePages')}
         self.timed('inflate', self.TARGET)
-        RESULTS['inflated'] = {name: self.memory(name)
+        RESULTS['inflated'] = {name: self.resident(name)
                                for name in ('Rss', 'AnonHugePages')}
         self.timed('deflate', self.RAM)
 

@@ -34,7 +34,7 @@ use crate::{
 const MAX_BATCH: usize = 128 * 256;
 
 /// How long to work before others have their turn
-const BUDGET: Duration = Duration::from_millis(4);
+const BUDGET: Duration = Duration::from_millis(2);
 
 /// The most pages of a run to work on without looking at the clock
 const MAX_STEP: u32 = 4096;

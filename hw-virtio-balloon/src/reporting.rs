@@ -14,7 +14,7 @@ use virtio::{
 use crate::device::VirtIOBalloon;
 
 /// How long to discard memory before others have their turn
-const BUDGET: Duration = Duration::from_millis(4);
+const BUDGET: Duration = Duration::from_millis(2);
 
 /// The most memory that is discarded without looking at the clock, in bytes.  A
 /// host page may be larger.

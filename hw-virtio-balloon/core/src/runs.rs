@@ -76,6 +76,8 @@ fn radix_sort(runs: &mut Vec<Run>, scratch: &mut Vec<Run>) {
 
 impl Runs {
     /// Add a page.
+    // called for each page, from another crate
+    #[inline]
     pub fn push(&mut self, pfn: u32) {
         self.pfns += 1;
         if let Some(run) = self.runs.last_mut() {
@@ -99,6 +101,7 @@ impl Runs {
 
     /// How often [`push`](Self::push) was called since the last
     /// [`clear`](Self::clear)
+    #[inline]
     pub const fn pfns(&self) -> usize {
         self.pfns
     }

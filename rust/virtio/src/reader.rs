@@ -32,6 +32,7 @@ pub struct OutReader<'a> {
 macro_rules! impl_read {
     ($name:ident, $t:ty) => {
         /// Read an integer; `None` if there are not enough bytes left.
+        #[inline]
         pub fn $name(&mut self) -> Option<$t> {
             self.read_array().map(if self.big_endian {
                 <$t>::from_be_bytes
@@ -133,6 +134,7 @@ impl OutReader<'_> {
 
     /// Read exactly `N` bytes; `None` if there are fewer left, in which case
     /// they are skipped.
+    #[inline]
     pub fn read_array<const N: usize>(&mut self) -> Option<[u8; N]> {
         if let Some(data) = self.buf[self.start..self.end].first_chunk::<N>() {
             self.start += N;
@@ -140,6 +142,11 @@ impl OutReader<'_> {
             return Some(*data);
         }
 
+        self.read_array_slow()
+    }
+
+    /// The same, if the data is not in the buffer at once
+    fn read_array_slow<const N: usize>(&mut self) -> Option<[u8; N]> {
         let mut out = [0; N];
         let mut done = 0;
         while done < N {
