@@ -2,9 +2,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
 # Show what deflate-on-oom is good for
-#
-# This work is licensed under the terms of the GNU GPL, version 2 or
-# later.  See the COPYING file in the top-level directory.
 '''Boot a guest that runs out of memory, without and with deflate-on-oom.'''
 
 import io
@@ -37,6 +34,7 @@ class Demo(BalloonGuestTest):
                  f'{self.TARGET // MIB} MiB, then a process uses '
                  f'{self.HOG // MIB} MiB')
         RESULTS[mode] = self.oom_scenario()
+        RESULTS[mode]['counters'] = self.host_property('balloon-counters')
 
     def test_1_off(self):
         '''Without deflate-on-oom'''
@@ -65,6 +63,8 @@ def expected(mode, result):
             return 'the process was killed'
         if result['after'] <= result['before']:
             return 'the balloon did not shrink'
+        if not result['counters']['pages-deflated-unasked']:
+            return 'the device has not noticed it'
     return None
 
 
@@ -92,6 +92,10 @@ def report():
                   f"{result['before'] // MIB} MiB")
             print(f"  memory of the guest after        "
                   f"{result['after'] // MIB} MiB")
+            counters = result['counters']
+            print(f"  inflated, deflated unasked       "
+                  f"{counters['pages-inflated'] * 4096 // MIB} MiB, "
+                  f"{counters['pages-deflated-unasked'] * 4096 // MIB} MiB")
             for line in result['killed']:
                 print(f'  guest log: {line}')
         wrong = expected(mode, result)

@@ -83,6 +83,10 @@ enum Cmd {
         /// Kernel of the guest, for functional; can be repeated [default: all]
         #[arg(long = "kernel", value_enum)]
         kernels: Vec<Kernel>,
+        /// The short form of functional: fewer repetitions, and if no kernel is
+        /// given, only the oldest
+        #[arg(long)]
+        quick: bool,
         /// Number of operations, for differential
         #[arg(long, default_value_t = 100_000)]
         ops: u64,
@@ -133,8 +137,18 @@ fn run(cli: Cli) -> Result<ExitCode> {
             device,
             target,
             kernels,
+            quick,
             ops,
-        } => return test::run(&env, &suites, device, target, &kernels, ops),
+        } => {
+            let options = test::Options {
+                device,
+                target,
+                kernels,
+                quick,
+                ops,
+            };
+            return test::run(&env, &suites, &options);
+        }
         Cmd::Bench {
             reps,
             only,

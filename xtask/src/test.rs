@@ -70,6 +70,20 @@ impl Kernel {
     }
 }
 
+/// What the user has chosen
+pub struct Options {
+    /// Only with this device
+    pub device: Option<Device>,
+    /// Guest architecture
+    pub target: Target,
+    /// Kernels for functional; none means all
+    pub kernels: Vec<Kernel>,
+    /// The short form of functional
+    pub quick: bool,
+    /// Number of operations for differential
+    pub ops: u64,
+}
+
 /// How many tests had which result
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Count {
@@ -112,16 +126,10 @@ const NEED_FIRMWARE: &[&str] = &["qom-test", "test-hmp"];
 ///
 /// Fails if a suite could not be run.  A test that has failed is reported
 /// through the exit code instead.
-pub fn run(
-    env: &Env,
-    suites: &[Suite],
-    device: Option<Device>,
-    target: Target,
-    kernels: &[Kernel],
-    ops: u64,
-) -> Result<ExitCode> {
+pub fn run(env: &Env, suites: &[Suite], options: &Options) -> Result<ExitCode> {
+    let Options { device, target, .. } = *options;
     // Long tests are only run if somebody asks for them.
-    let quick = suites.is_empty() && kernels.is_empty();
+    let quick = options.quick || suites.is_empty() && options.kernels.is_empty();
     let suites = if suites.is_empty() {
         Suite::value_variants()
     } else {
@@ -133,8 +141,8 @@ pub fn run(
         let count = match suite {
             Suite::Unit => unit(env)?,
             Suite::Qtest => qtest(env, device, target)?,
-            Suite::Functional => functional(env, device, kernels, quick)?,
-            Suite::Differential => differential(env, ops)?,
+            Suite::Functional => functional(env, device, &options.kernels, quick)?,
+            Suite::Differential => differential(env, options.ops)?,
             Suite::Series => {
                 let patches = series::check(env)?;
                 println!("the {patches} patches of the series apply and result in the same tree");
