@@ -118,13 +118,36 @@ static uint64_t vectored(int pidfd)
     return now() - start;
 }
 
+/* How long it takes to use all memory again, with and without a hint */
+static uint64_t use_again(int hint)
+{
+    uint64_t start;
+    size_t i;
+
+    memset(mem, 1, size);
+    if (fd >= 0) {
+        check(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
+                        size), "fallocate");
+    }
+    check(madvise(mem, size, MADV_DONTNEED), "madvise");
+    if (hint) {
+        check(madvise(mem, size, MADV_WILLNEED), "madvise");
+    }
+    start = now();
+    for (i = 0; i < size; i += PAGE) {
+        mem[i] = 1;
+    }
+    return now() - start;
+}
+
 int main(int argc, char **argv)
 {
     uint64_t single, vector = 0;
     const char *backing;
 
-    if (argc != 3) {
-        fprintf(stderr, "usage: %s thp|nothp|memfd MIB < RUNS\n", argv[0]);
+    if (argc != 3 && (argc != 4 || strcmp(argv[3], "willneed"))) {
+        fprintf(stderr, "usage: %s thp|nothp|memfd MIB [willneed] < RUNS\n",
+                argv[0]);
         return 1;
     }
     backing = argv[1];
@@ -142,6 +165,11 @@ int main(int argc, char **argv)
         mem += -(uintptr_t)mem & (HUGE_PAGE - 1);
         madvise(mem, size, strcmp(backing, "thp") ? MADV_NOHUGEPAGE :
                                                     MADV_HUGEPAGE);
+    }
+    if (argc == 4) {
+        printf("%lu %lu\n", (unsigned long)use_again(0),
+               (unsigned long)use_again(1));
+        return 0;
     }
     read_runs();
 

@@ -395,7 +395,7 @@ fn chart(path: &Path, rows: &Rows) -> Result<()> {
         .margin(12)
         .x_label_area_size(36)
         .y_label_area_size(210)
-        .build_cartesian_2d((5f64..10_000f64).log_scale(), 0f64..cases.len() as f64)?;
+        .build_cartesian_2d((5f64..40_000f64).log_scale(), 0f64..cases.len() as f64)?;
     let label = |y: &f64| {
         let index = (y - 0.5).round();
         if (y - 0.5 - index).abs() > 0.01 || index < 0.0 {
@@ -428,7 +428,7 @@ fn chart(path: &Path, rows: &Rows) -> Result<()> {
     for (i, (name, color, get)) in series.into_iter().enumerate() {
         let bars = cases.iter().enumerate().map(|(y, (_, row))| {
             let low = y as f64 + 0.14 + 0.24 * (2 - i) as f64;
-            let value = median(get(row)).clamp(5.0, 10_000.0);
+            let value = median(get(row)).clamp(5.0, 40_000.0);
             Rectangle::new([(5.0, low), (value, low + 0.22)], color.filled())
         });
         chart
