@@ -285,8 +285,9 @@ mod tests {
         }
         assert!(HostPages::new(u64::MAX, 8192).is_none());
         assert_eq!(HostPages::new(0, 8192).unwrap().partial(), 0);
-        let h = HostPages::new(MIB, 65536).unwrap();
-        assert!(h.is_for(MIB, 65536) && !h.is_for(2 * MIB, 65536) && !h.is_for(MIB, 8192));
+        let other = HostPages::new(MIB, 65536).unwrap();
+        assert!(other.is_for(MIB, 65536));
+        assert!(!other.is_for(2 * MIB, 65536) && !other.is_for(MIB, 8192));
         // smaller than a word of the bitmap
         let mut h = HostPages::new(8192, 8192).unwrap();
         assert_eq!(insert(&mut h, 0, MIB), [(0, 8192)]);
