@@ -283,7 +283,9 @@ class VirtioBalloonMigration(BalloonMigrationTest):
         source.cmd('migrate-start-postcopy')
         self.wait_for(lambda: vm.cmd('query-status')['status'] == 'running',
                       'postcopy')
-        self.assertEqual(self.migration(source)['status'], 'postcopy-active')
+        # The state of the devices arrives first, "postcopy-device"
+        self.wait_for(lambda: self.migration(source)['status']
+                      == 'postcopy-active', 'the source to notice')
         vm.cmd('balloon', value=self.RAM - 200 * MIB)
         self.wait_for(lambda: vm.cmd('query-balloon')['actual']
                       < self.RAM - 40 * MIB, 'inflation')
