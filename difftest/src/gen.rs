@@ -203,10 +203,15 @@ impl<'a> Generator<'a> {
                 Op::Negotiate { features }
             }
             940..=949 => self.status(),
-            950..=954 => Op::Features {
-                sel: self.rng.below(3) as u32,
-                value: self.rng.next() as u32 & !0x6,
-            },
+            950..=954 => {
+                let sel = self.rng.below(3) as u32;
+                let value = self.rng.next() as u32 & !0x6;
+                if sel == 0 {
+                    // The legacy interface accepts that at any time.
+                    self.features &= u64::from(value) | !u64::from(u32::MAX);
+                }
+                Op::Features { sel, value }
+            }
             955..=964 => self.queue(),
             965..=969 => self.queue_at(),
             970..=974 => Op::Ready {

@@ -90,6 +90,9 @@ enum Cmd {
         /// Number of operations, for differential
         #[arg(long, default_value_t = 100_000)]
         ops: u64,
+        /// Seed, for differential; others give other operations
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
     },
     /// Measure the C device and the Rust device
     Bench {
@@ -139,6 +142,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             kernels,
             quick,
             ops,
+            seed,
         } => {
             let options = test::Options {
                 device,
@@ -146,6 +150,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
                 kernels,
                 quick,
                 ops,
+                seed,
             };
             return test::run(&env, &suites, &options);
         }

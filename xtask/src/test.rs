@@ -83,6 +83,8 @@ pub struct Options {
     pub quick: bool,
     /// Number of operations for differential
     pub ops: u64,
+    /// What to derive the operations from
+    pub seed: u64,
 }
 
 /// How many tests had which result
@@ -143,7 +145,7 @@ pub fn run(env: &Env, suites: &[Suite], options: &Options) -> Result<ExitCode> {
             Suite::Unit => unit(env)?,
             Suite::Qtest => qtest(env, device, target)?,
             Suite::Functional => functional(env, device, &options.kernels, quick)?,
-            Suite::Differential => differential(env, options.ops)?,
+            Suite::Differential => differential(env, options)?,
             Suite::Series => {
                 let patches = series::check(env)?;
                 println!("the {patches} patches of the series apply and result in the same tree");
@@ -425,7 +427,8 @@ fn functional(env: &Env, only: Option<Device>, kernels: &[Kernel], quick: bool) 
 }
 
 /// Run random operations on both devices.
-fn differential(env: &Env, ops: u64) -> Result<Count> {
+fn differential(env: &Env, options: &Options) -> Result<Count> {
+    let Options { ops, seed, .. } = options;
     let mut qemus = Vec::new();
     for device in [Device::C, Device::Rust] {
         let build = Build::prepare(env, device, Target::X86_64, None)?;
@@ -441,6 +444,7 @@ fn differential(env: &Env, ops: u64) -> Result<Count> {
         .arg("--b")
         .arg(&qemus[1])
         .args(["--ops", &ops.to_string()])
+        .args(["--seed", &seed.to_string()])
         .arg("--save")
         .arg(env.cache.join("difference.txt"))
         .status()?;
