@@ -264,16 +264,13 @@ fn mask_times(value: &mut Value) -> bool {
     }
 }
 
-/// Whether the element is for inflating or deflating, and breaks the device
+/// Whether the element is for inflating or deflating, and may break the device
 fn is_bad_page_element(op: &Op) -> bool {
     let Op::Elem { q, mode, segs, .. } = op else {
         return false;
     };
-    let empty = |seg: &Seg| match seg {
-        Seg::Data(data) => data.is_empty(),
-        Seg::Out { len, .. } | Seg::In { len, .. } => *len == 0,
-    };
-    *q < 2 && (Mode::bad().contains(mode) || segs.iter().any(empty))
+    let good = |seg: &Seg| matches!(seg, Seg::Data(data) if !data.is_empty());
+    *q < 2 && (Mode::bad().contains(mode) || segs.is_empty() || !segs.iter().all(good))
 }
 
 impl Lockstep {
@@ -502,6 +499,9 @@ impl Lockstep {
             at += count;
 
             self.wait_for_hints(op, &mut obs, effects)?;
+            if matches!(op, Op::Init { .. } | Op::SystemReset) {
+                self.bad_pages = false;
+            }
             self.bad_pages |= is_bad_page_element(op);
             self.tolerate_unreturned(&mut obs, effects)?;
             list.extend(self.compare(&obs));
