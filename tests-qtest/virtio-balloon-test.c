@@ -1365,14 +1365,15 @@ static void test_runs(const void *data)
 
 #define HUGE_PAGE   (2 * 1024 * 1024)
 
-static bool have_huge_pages(void)
+/* Whether there are enough for the memory of some VMs */
+static bool have_huge_pages(int vms)
 {
     const char *path =
         "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
     g_autofree char *text = NULL;
 
     if (g_file_get_contents(path, &text, NULL, NULL) &&
-        g_ascii_strtoull(text, NULL, 10) >= RAM_SIZE / HUGE_PAGE) {
+        g_ascii_strtoull(text, NULL, 10) >= vms * RAM_SIZE / HUGE_PAGE) {
         return true;
     }
     g_test_skip("not enough huge pages are free");
@@ -1395,7 +1396,7 @@ static void test_huge_pages(const void *data)
     Balloon *b;
     uint64_t mem;
 
-    if (!have_huge_pages()) {
+    if (!have_huge_pages(1)) {
         return;
     }
     b = balloon_start(data, " -object memory-backend-memfd,id=ram0,size=128M,"
@@ -1702,6 +1703,61 @@ static void test_migrate_unfinished(const void *data)
     dst->vq[IVQ] = src->vq[IVQ];
     wait_used(dst, IVQ, head);
     g_assert_cmpint(get_counter(dst, "pages-inflated"), >, 0);
+
+    unlink(path);
+    balloon_quit(src);
+    balloon_quit(dst);
+}
+
+/*
+ * The destination does not know what was in the balloon: it only discards huge
+ * pages all of which goes into the balloon there.
+ */
+static void test_migrate_huge_pages(const void *data)
+{
+    const char *options =
+        " -object memory-backend-memfd,id=ram0,size=128M,"
+        "hugetlb=on,hugetlbsize=2M -machine memory-backend=ram0";
+    g_autofree char *path = g_strdup_printf("%s/balloon-%d.mig",
+                                            g_get_tmp_dir(), getpid());
+    g_autofree char *uri = g_strdup_printf("file:%s", path);
+    g_autofree char *incoming = g_strdup_printf("%s -incoming defer", options);
+    Balloon *src, *dst;
+    uint64_t mem;
+
+    if (!have_huge_pages(2)) {
+        return;
+    }
+    src = balloon_start(data, options);
+    if (!has_counters(src)) {
+        balloon_quit(src);
+        return;
+    }
+    mem = QEMU_ALIGN_UP(alloc_pages(src, 2 * HUGE_PAGE / PAGE), HUGE_PAGE);
+    send_range(src, IVQ, mem, 256);
+    g_assert_cmpint(get_counter(src, "partial-host-pages"), ==, 1);
+    qtest_qmp_assert_success(src->qts, "{ 'execute': 'stop' }");
+    qtest_qmp_assert_success(
+        src->qts, "{ 'execute': 'migrate', 'arguments': { 'uri': %s } }", uri);
+    wait_migration(src, "completed");
+
+    dst = balloon_boot(data, incoming);
+    qtest_qmp_assert_success(
+        dst->qts, "{ 'execute': 'migrate-incoming',"
+        " 'arguments': { 'uri': %s } }", uri);
+    wait_migration(dst, "completed");
+    qtest_qmp_assert_success(dst->qts, "{ 'execute': 'cont' }");
+    dst->dev->features = src->dev->features;
+    dst->vq[IVQ] = src->vq[IVQ];
+    dst->alloc = src->alloc;
+
+    g_assert_cmpint(get_counter(dst, "partial-host-pages"), ==, 0);
+    send_range(dst, IVQ, mem + 256 * PAGE, 256);
+    g_assert_cmpint(get_counter(dst, "partial-host-pages"), ==, 1);
+    assert_pages(dst, mem, "PP");
+    send_range(dst, IVQ, mem, 256);
+    g_assert_cmpint(get_counter(dst, "partial-host-pages"), ==, 0);
+    assert_pages(dst, mem, "00");
 
     unlink(path);
     balloon_quit(src);
@@ -2018,6 +2074,7 @@ static void add_transport_tests(const Transport *t)
         { "hinting/bad-command", test_hinting_bad_command },
         { "migrate", test_migrate },
         { "migrate-unfinished", test_migrate_unfinished },
+        { "migrate-huge-pages", test_migrate_huge_pages },
     };
 
     if (!qtest_has_machine(t->machine)) {

@@ -324,8 +324,8 @@ fn qtest(env: &Env, only: Option<Device>, target: Target) -> Result<Count> {
     let devices = only.map_or_else(|| vec![Device::C, Device::Rust], |d| vec![d]);
     let mut count = Count::default();
     let mut builds = Vec::new();
-    // for two tests at a time, with 128 MiB each
-    let _pages = HugePages::reserve(env, 128);
+    // for two VMs with 128 MiB each
+    let _pages = HugePages::reserve(env, 160);
 
     for device in devices {
         let build = Build::prepare(env, device, target, None)?;
