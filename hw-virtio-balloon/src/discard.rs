@@ -3,7 +3,7 @@
 //! Finding the memory that is behind guest-physical addresses, and giving it
 //! back to the host
 
-use std::sync::Once;
+use std::{sync::Once, time::Duration};
 
 use balloon_core::{counters::Counters, host_pages::HostPages, BALLOON_PAGE_SIZE};
 use bql::{BqlCell, BqlRefCell};
@@ -16,8 +16,12 @@ use virtio::events::{trace_virtio_balloon_bad_addr, trace_virtio_balloon_handle_
 /// until the next look at the clock if there were more.
 const MAX_RANGES: usize = 1024;
 
-/// The most memory that is discarded at once, in bytes; this takes 1 to 3 ms.
-const MAX_BYTES: u64 = 16 << 20;
+/// How long to work before others have their turn
+pub const BUDGET: Duration = Duration::from_millis(2);
+
+/// The most memory that is discarded at once, in bytes, unless a host page is
+/// larger; this takes 1 to 3 ms.
+pub const MAX_BYTES: u64 = 16 << 20;
 
 /// Report a problem that the guest can cause as often as it likes.
 macro_rules! warn_once {
@@ -75,18 +79,12 @@ impl Memory {
         let size = block.used_length();
         // The block may be another one, if memory was unplugged
         all.retain(|(id, pages)| *id != block.id() || pages.is_for(size, page_size));
-        let known = all.iter().position(|(id, _)| *id == block.id());
-        let index = known.unwrap_or_else(|| {
-            if let Some(pages) = HostPages::new(size, page_size) {
-                all.push((block.id(), pages));
-            }
-            all.len().saturating_sub(1)
-        });
-        // not there if there is not enough memory to remember pages
-        if let Some((id, pages)) = all.get_mut(index) {
-            if *id == block.id() {
-                f(pages);
-            }
+        if let Some((_, pages)) = all.iter_mut().find(|(id, _)| *id == block.id()) {
+            f(pages);
+        // Without enough memory to remember pages, none is discarded
+        } else if let Some(mut pages) = HostPages::new(size, page_size) {
+            f(&mut pages);
+            all.push((block.id(), pages));
         }
         true
     }

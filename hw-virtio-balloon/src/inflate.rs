@@ -15,26 +15,20 @@
 
 use std::{
     mem::{replace, take},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use balloon_core::{
-    pages::{pages_to_bytes, pfn_to_gpa},
-    runs::Runs,
-};
+use balloon_core::{pages::pfn_to_gpa, runs::Runs, BALLOON_PAGE_SIZE};
 use bql::{BqlCell, BqlRefCell};
 use virtio::{BottomHalf, VirtQueue, VirtQueueElement, VirtioDeviceMethods};
 
 use crate::{
     device::{VirtIOBalloon, DEFLATE_QUEUE, INFLATE_QUEUE},
-    discard::{Direction, Ranges},
+    discard::{Direction, Ranges, BUDGET},
 };
 
 /// The most PFNs in a batch: as many as Linux can put into the queue
 const MAX_BATCH: usize = 128 * 256;
-
-/// How long to work before others have their turn
-const BUDGET: Duration = Duration::from_millis(2);
 
 /// The most pages of a run to work on without looking at the clock
 const MAX_STEP: u32 = 4096;
@@ -120,7 +114,7 @@ impl Batch {
             let first = run.first + self.done;
             let last = run.last.min(first.saturating_add(MAX_STEP - 1));
 
-            ranges.add(pfn_to_gpa(first), pfn_to_gpa(last) + pages_to_bytes(1));
+            ranges.add(pfn_to_gpa(first), pfn_to_gpa(last) + BALLOON_PAGE_SIZE);
             if last == run.last {
                 self.next += 1;
                 self.done = 0;

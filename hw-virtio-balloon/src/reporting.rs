@@ -2,7 +2,7 @@
 
 //! Free page reporting (virtio 1.3, section 5.5.6.8)
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bql::{BqlCell, BqlRefCell};
 use system::{RAMBlockRange, RamBlock};
@@ -11,14 +11,10 @@ use virtio::{
     VirtioDeviceMethods,
 };
 
-use crate::device::VirtIOBalloon;
-
-/// How long to discard memory before others have their turn
-const BUDGET: Duration = Duration::from_millis(2);
-
-/// The most memory that is discarded without looking at the clock, in bytes.  A
-/// host page may be larger.
-const MAX_STEP: u64 = 16 << 20;
+use crate::{
+    device::VirtIOBalloon,
+    discard::{BUDGET, MAX_BYTES},
+};
 
 /// The work that was not finished when the time was up
 #[derive(Default)]
@@ -154,7 +150,7 @@ impl VirtIOBalloon {
         for buf in report.elem.in_buffers().skip(report.buffer) {
             if let Some((block, offset, len)) = reported_range(&buf) {
                 // of a multiple of the host page size, as both are powers of two
-                let step = MAX_STEP.max(block.page_size());
+                let step = MAX_BYTES.max(block.page_size());
                 while report.done < len {
                     if Instant::now() >= deadline {
                         return false;

@@ -75,7 +75,7 @@ impl OutReader<'_> {
 
         // SAFETY: there are `count` valid entries, the offset is less than the
         // size of the first, and the function copies at most BUF_SIZE bytes
-        let mut copied = unsafe {
+        let copied = unsafe {
             bindings::iov_to_buf_full(
                 self.sg,
                 self.count,
@@ -86,15 +86,24 @@ impl OutReader<'_> {
         };
         self.end = copied.min(BUF_SIZE);
 
+        self.advance(copied);
+    }
+
+    /// Go on to what is `bytes` behind the current position in the entries; to
+    /// their end if there are not as many.
+    fn advance(&mut self, mut bytes: usize) {
         while self.count > 0 {
             // SAFETY: there is at least one entry left
             let left = unsafe { (*self.sg).iov_len } - self.offset;
-            if copied < left {
-                self.offset += copied;
+            if bytes < left {
+                self.offset += bytes;
                 break;
             }
-            copied -= left;
-            self.next_entry();
+            bytes -= left;
+            self.offset = 0;
+            self.count -= 1;
+            // SAFETY: at most one past the end
+            self.sg = unsafe { self.sg.add(1) };
         }
     }
 
@@ -106,30 +115,13 @@ impl OutReader<'_> {
     /// Skip bytes, for example those that were read earlier with another
     /// reader.  Nothing is left if there are not as many.
     #[must_use]
-    pub fn skip(mut self, mut bytes: usize) -> Self {
+    pub fn skip(mut self, bytes: usize) -> Self {
         self.position = self.position.saturating_add(bytes);
 
         let buffered = bytes.min(self.end - self.start);
         self.start += buffered;
-        bytes -= buffered;
-        while bytes > 0 && self.count > 0 {
-            // SAFETY: there is at least one entry left
-            let left = unsafe { (*self.sg).iov_len } - self.offset;
-            if bytes < left {
-                self.offset += bytes;
-                break;
-            }
-            bytes -= left;
-            self.next_entry();
-        }
+        self.advance(bytes - buffered);
         self
-    }
-
-    fn next_entry(&mut self) {
-        self.offset = 0;
-        self.count -= 1;
-        // SAFETY: at most one past the end
-        self.sg = unsafe { self.sg.add(1) };
     }
 
     /// Read exactly `N` bytes; `None` if there are fewer left, in which case
