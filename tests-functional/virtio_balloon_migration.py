@@ -38,15 +38,6 @@ SYSFS = '/sys/bus/virtio/drivers/virtio_balloon'
 class BalloonLinuxTest(BalloonGuestTest):
     '''What is known about the driver in the guest'''
 
-    def guest_features(self):
-        '''
-        The features that the driver has negotiated.  Since Linux 6.18, there
-        are 128 of them.
-        '''
-        _, out = self.run_in_guest(f'cat {SYSFS}/virtio*/features')
-        out = out.strip()
-        return out if re.fullmatch('[01]{64}([01]{64})?', out) else None
-
     def guest_ok(self, command, timeout=None):
         '''Run a shell command that must not fail; return its output.'''
         status, out = self.run_in_guest(command, timeout)

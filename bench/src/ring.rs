@@ -8,8 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{bail, ensure, Context, Result};
-use qtest_client::Qemu;
+use anyhow::{ensure, Result};
+use qtest_client::{
+    mmio::{self as reg, find_balloon},
+    Qemu,
+};
 
 /// Size of a balloon page in bytes
 pub const PAGE: u64 = 4096;
@@ -30,21 +33,6 @@ const DATA: u64 = 17 << 20;
 /// Indexes of the queues
 pub const INFLATE: u32 = 0;
 pub const DEFLATE: u32 = 1;
-
-mod reg {
-    pub const MAGIC: u64 = 0x0;
-    pub const DEVICE_ID: u64 = 0x8;
-    pub const DRIVER_FEATURES: u64 = 0x20;
-    pub const DRIVER_FEATURES_SEL: u64 = 0x24;
-    pub const QUEUE_SEL: u64 = 0x30;
-    pub const QUEUE_NUM: u64 = 0x38;
-    pub const QUEUE_READY: u64 = 0x44;
-    pub const QUEUE_NOTIFY: u64 = 0x50;
-    pub const STATUS: u64 = 0x70;
-    pub const QUEUE_DESC: u64 = 0x80;
-    pub const QUEUE_AVAIL: u64 = 0x90;
-    pub const QUEUE_USED: u64 = 0xa0;
-}
 
 /// A QEMU with a balloon, and the driver's state
 pub struct Driver {
@@ -91,7 +79,7 @@ impl Driver {
             base: 0,
             avail_idx: [0; 4],
         };
-        driver.base = driver.find()?;
+        driver.base = find_balloon(&mut driver.qemu)?;
         driver.init()?;
         Ok(driver)
     }
@@ -105,24 +93,6 @@ impl Driver {
             ensure!(last.starts_with("OK"), "{line:.80}: {last}");
         }
         Ok(last)
-    }
-
-    fn read(&mut self, command: &str) -> Result<u64> {
-        let reply = self.run(command)?;
-        let hex = reply.trim_start_matches("OK 0x");
-        u64::from_str_radix(hex, 16).with_context(|| format!("{command}: {reply}"))
-    }
-
-    fn find(&mut self) -> Result<u64> {
-        for i in 0..32 {
-            let base = 0xfeb0_0000 + i * 0x200;
-            if self.read(&format!("readl {:#x}\n", base + reg::MAGIC))? == 0x7472_6976
-                && self.read(&format!("readl {:#x}\n", base + reg::DEVICE_ID))? == 5
-            {
-                return Ok(base);
-            }
-        }
-        bail!("no balloon found")
     }
 
     fn set(&mut self, register: u64, value: u64) -> Result<()> {
@@ -241,11 +211,11 @@ impl Driver {
             writeln!(script, "writel {notify:#x} {q:#x}")?;
         }
         let target = u64::from(self.avail_idx[q as usize]);
-        let poll = format!("readw {:#x}\n", used(q) + 2);
+        let poll = format!("readw {:#x}", used(q) + 2);
 
         let start = Instant::now();
         self.run(&script)?;
-        while self.read(&poll)? != target {
+        while self.qemu.query(&poll)? != target {
             ensure!(
                 start.elapsed() < Duration::from_secs(300),
                 "device is stuck"

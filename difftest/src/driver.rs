@@ -5,6 +5,8 @@
 
 use std::fmt::Write;
 
+pub use qtest_client::mmio as reg;
+
 use crate::op::{Mode, Op, Seg};
 
 /// Size of the guest's RAM
@@ -42,31 +44,6 @@ pub const F_VERSION_1: u64 = 1 << 32;
 pub const F_NOTIFICATION_DATA: u64 = 1 << 38;
 /// Free page hinting
 pub const F_HINT: u64 = 1 << 3;
-
-/// Registers
-pub mod reg {
-    pub const MAGIC: u64 = 0x00;
-    pub const DEVICE_ID: u64 = 0x08;
-    pub const DEVICE_FEATURES: u64 = 0x10;
-    pub const DEVICE_FEATURES_SEL: u64 = 0x14;
-    pub const DRIVER_FEATURES: u64 = 0x20;
-    pub const DRIVER_FEATURES_SEL: u64 = 0x24;
-    pub const GUEST_PAGE_SIZE: u64 = 0x28;
-    pub const QUEUE_SEL: u64 = 0x30;
-    pub const QUEUE_NUM: u64 = 0x38;
-    pub const QUEUE_ALIGN: u64 = 0x3c;
-    pub const QUEUE_PFN: u64 = 0x40;
-    pub const QUEUE_READY: u64 = 0x44;
-    pub const QUEUE_NOTIFY: u64 = 0x50;
-    pub const INTERRUPT_STATUS: u64 = 0x60;
-    pub const INTERRUPT_ACK: u64 = 0x64;
-    pub const STATUS: u64 = 0x70;
-    pub const QUEUE_DESC: u64 = 0x80;
-    pub const QUEUE_AVAIL: u64 = 0x90;
-    pub const QUEUE_USED: u64 = 0xa0;
-    pub const CONFIG_GENERATION: u64 = 0xfc;
-    pub const CONFIG: u64 = 0x100;
-}
 
 const S_ACK: u8 = 1;
 const S_DRIVER: u8 = 2;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{ensure, Context, Result};
-use qtest_client::Qemu;
+use qtest_client::{mmio::find_balloon, value, Qemu};
 use serde_json::{json, Value};
 
 use crate::{
@@ -185,38 +185,13 @@ struct Observed {
     window: Vec<bool>,
 }
 
-fn value(reply: &str) -> Result<u64> {
-    let hex = reply
-        .strip_prefix("OK 0x")
-        .with_context(|| format!("unexpected reply: {reply}"))?;
-    u64::from_str_radix(hex, 16).with_context(|| format!("unexpected reply: {reply}"))
-}
-
-/// Ask for the value of a register.
-fn query(qemu: &mut Qemu, command: &str) -> Result<u64> {
-    qemu.send(&format!("{command}\n"))?;
-    value(&qemu.reply()?)
-}
-
-fn find_device(qemu: &mut Qemu) -> Result<u64> {
-    for i in 0..32 {
-        let base = 0xfeb0_0000 + i * 0x200;
-        if query(qemu, &format!("readl {:#x}", base + reg::MAGIC))? == 0x7472_6976
-            && query(qemu, &format!("readl {:#x}", base + reg::DEVICE_ID))? == 5
-        {
-            return Ok(base);
-        }
-    }
-    anyhow::bail!("no balloon found")
-}
-
 fn offered_features(qemu: &mut Qemu, base: u64) -> Result<u64> {
     let mut features = 0;
     for sel in 0..2 {
         let addr = base + reg::DEVICE_FEATURES_SEL;
         qemu.send(&format!("writel {addr:#x} {sel}\n"))?;
         qemu.reply()?;
-        let value = query(qemu, &format!("readl {:#x}", base + reg::DEVICE_FEATURES))?;
+        let value = qemu.query(&format!("readl {:#x}", base + reg::DEVICE_FEATURES))?;
         features |= (value & 0xffff_ffff) << (32 * sel);
     }
     Ok(features)
@@ -282,8 +257,8 @@ impl Lockstep {
         let b = Qemu::start(&setup.b, &args)?;
         let mut qemu = [a, b];
 
-        let base = find_device(&mut qemu[0])?;
-        ensure!(find_device(&mut qemu[1])? == base, "different addresses");
+        let base = find_balloon(&mut qemu[0])?;
+        ensure!(find_balloon(&mut qemu[1])? == base, "different addresses");
         let offered = offered_features(&mut qemu[0], base)?;
         ensure!(
             offered_features(&mut qemu[1], base)? == offered,

@@ -2,6 +2,8 @@
 
 //! A QEMU process, controlled through the qtest protocol and QMP
 
+pub mod mmio;
+
 use std::{
     io::{ErrorKind, Read, Write},
     os::unix::net::{UnixListener, UnixStream},
@@ -131,6 +133,18 @@ impl Lines {
     }
 }
 
+/// The value in the answer to a command that reads something
+///
+/// # Errors
+///
+/// Fails if there is none.
+pub fn value(reply: &str) -> Result<u64> {
+    let hex = reply
+        .strip_prefix("OK 0x")
+        .with_context(|| format!("unexpected reply: {reply}"))?;
+    u64::from_str_radix(hex, 16).with_context(|| format!("unexpected reply: {reply}"))
+}
+
 /// A QEMU process
 pub struct Qemu {
     child: Child,
@@ -211,6 +225,13 @@ impl Qemu {
     /// The answer to a command
     pub fn reply(&mut self) -> Result<String> {
         self.qtest.line()
+    }
+
+    /// Send a command that reads something, without the newline, and return the
+    /// value.
+    pub fn query(&mut self, command: &str) -> Result<u64> {
+        self.send(&format!("{command}\n"))?;
+        value(&self.reply()?)
     }
 
     /// Send a QMP command.

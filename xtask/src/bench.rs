@@ -8,12 +8,7 @@ use anyhow::{ensure, Context, Result};
 use serde_json::Value;
 use xshell::{cmd, Shell};
 
-use crate::{
-    build::{Build, Device, Target},
-    env::Env,
-    guest,
-    source::RunQuiet,
-};
+use crate::{build::build_both, env::Env, guest, source::RunQuiet};
 
 /// Huge pages of 2 MiB that the benchmark needs
 const HUGE_PAGES: u64 = 700;
@@ -61,21 +56,13 @@ pub fn run(
     json: Option<&Path>,
     chart: Option<&Path>,
 ) -> Result<()> {
-    let builds = [Device::C, Device::Rust]
-        .into_iter()
-        .map(|device| {
-            let build = Build::prepare(env, device, Target::X86_64, None)?;
-            build.build_qemu(env)?;
-            Ok(build)
-        })
-        .collect::<Result<Vec<_>>>()?;
+    let builds @ [c, rust] = &build_both(env)?;
     let sh = Shell::new()?;
     sh.change_dir(&env.repo);
 
     let limit = env.cache.join("bench-limit");
     cmd!(sh, "cc -O2 -Wall -o {limit} bench/limit.c").run_quiet()?;
-    env.say("building the benchmark");
-    cmd!(sh, "cargo build -q --release --locked -p balloon-bench").run_quiet()?;
+    env.say("building and running the benchmark");
 
     let _pages = HugePages::reserve(env, HUGE_PAGES);
     let tmp = env.cache.join("bench.json");
@@ -85,9 +72,9 @@ pub fn run(
         .current_dir(&env.repo)
         .args(["--", "--reps", &reps.to_string(), "--only", only])
         .arg("--a")
-        .arg(builds[0].qemu())
+        .arg(c.qemu())
         .arg("--b")
-        .arg(builds[1].qemu())
+        .arg(rust.qemu())
         .arg("--limit")
         .arg(&limit)
         .arg("--json")
@@ -101,7 +88,7 @@ pub fn run(
     if "guest".contains(only) {
         let assets = guest::provision(env, guest::SUITE)?;
         let mut results = serde_json::Map::new();
-        for build in &builds {
+        for build in builds {
             env.say(&format!(
                 "a guest inflates and deflates 2 GiB ({} device)",
                 build.device.name()

@@ -64,6 +64,20 @@ impl Target {
     }
 }
 
+/// Build both devices for x86, and return the C build and the Rust build.
+///
+/// # Errors
+///
+/// Fails if one of them cannot be built.
+pub fn build_both(env: &Env) -> Result<[Build; 2]> {
+    let build = |device| -> Result<Build> {
+        let build = Build::prepare(env, device, Target::X86_64, None)?;
+        build.build_qemu(env)?;
+        Ok(build)
+    };
+    Ok([build(Device::C)?, build(Device::Rust)?])
+}
+
 /// Programs that QEMU's build system needs, and that are not taken from the
 /// distribution
 pub struct Tools {

@@ -19,7 +19,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     build::{built_qemu, Build, Device, Target},
     env::Env,
-    test::{Kernel, Suite},
+    test::Suite,
 };
 
 /// virtio-balloon in Rust for QEMU
@@ -73,26 +73,8 @@ enum Cmd {
         /// What to run [default: all, with the short form of functional]
         #[arg(value_enum)]
         suites: Vec<Suite>,
-        /// Implementation of the balloon device, for qtest and functional
-        /// [default: both]
-        #[arg(long, value_enum)]
-        device: Option<Device>,
-        /// Guest architecture, for qtest
-        #[arg(long, value_enum, default_value = "x86_64")]
-        target: Target,
-        /// Kernel of the guest, for functional; can be repeated [default: all]
-        #[arg(long = "kernel", value_enum)]
-        kernels: Vec<Kernel>,
-        /// The short form of functional: fewer repetitions, and if no kernel is
-        /// given, only the oldest
-        #[arg(long)]
-        quick: bool,
-        /// Number of operations, for differential
-        #[arg(long, default_value_t = 100_000)]
-        ops: u64,
-        /// Seed, for differential; others give other operations
-        #[arg(long, default_value_t = 1)]
-        seed: u64,
+        #[command(flatten)]
+        options: test::Options,
     },
     /// Measure the C device and the Rust device
     Bench {
@@ -135,25 +117,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             println!("{}", assets.kernel.display());
             println!("{}", assets.initrd.display());
         }
-        Cmd::Test {
-            suites,
-            device,
-            target,
-            kernels,
-            quick,
-            ops,
-            seed,
-        } => {
-            let options = test::Options {
-                device,
-                target,
-                kernels,
-                quick,
-                ops,
-                seed,
-            };
-            return test::run(&env, &suites, &options);
-        }
+        Cmd::Test { suites, options } => return test::run(&env, &suites, &options),
         Cmd::Bench {
             reps,
             only,

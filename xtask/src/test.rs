@@ -13,12 +13,12 @@ use std::{
 };
 
 use anyhow::{bail, ensure, Context, Result};
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use serde_json::Value;
 
 use crate::{
     bench::HugePages,
-    build::{Build, Device, Target},
+    build::{build_both, Build, Device, Target},
     env::{remove, Env},
     guest, series,
     source::mounted_files,
@@ -72,19 +72,28 @@ impl Kernel {
 }
 
 /// What the user has chosen
+#[derive(Args)]
 pub struct Options {
-    /// Only with this device
-    pub device: Option<Device>,
-    /// Guest architecture
-    pub target: Target,
-    /// Kernels for functional; none means all
-    pub kernels: Vec<Kernel>,
-    /// The short form of functional
-    pub quick: bool,
-    /// Number of operations for differential
-    pub ops: u64,
-    /// What to derive the operations from
-    pub seed: u64,
+    /// Implementation of the balloon device, for qtest and functional
+    /// [default: both]
+    #[arg(long, value_enum)]
+    device: Option<Device>,
+    /// Guest architecture, for qtest
+    #[arg(long, value_enum, default_value = "x86_64")]
+    target: Target,
+    /// Kernel of the guest, for functional; can be repeated [default: all]
+    #[arg(long = "kernel", value_enum)]
+    kernels: Vec<Kernel>,
+    /// The short form of functional: fewer repetitions, and if no kernel is
+    /// given, only the oldest
+    #[arg(long)]
+    quick: bool,
+    /// Number of operations, for differential
+    #[arg(long, default_value_t = 100_000)]
+    ops: u64,
+    /// Seed, for differential; others give other operations
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
 }
 
 /// How many tests had which result
@@ -362,17 +371,8 @@ fn functional(env: &Env, only: Option<Device>, kernels: &[Kernel], quick: bool) 
         [] => Kernel::value_variants(),
         kernels => kernels,
     };
-    let mut builds = Vec::new();
-    for device in [Device::C, Device::Rust] {
-        let build = Build::prepare(env, device, Target::X86_64, None)?;
-        build.build_qemu(env)?;
-        builds.push(build);
-    }
+    let builds @ [c, rust] = &build_both(env)?;
     let stock = guest::stock_qemu(env)?;
-
-    let [c, rust] = builds.as_slice() else {
-        bail!("both devices are needed");
-    };
 
     let mut count = Count::default();
     for kernel in kernels {
@@ -429,20 +429,15 @@ fn functional(env: &Env, only: Option<Device>, kernels: &[Kernel], quick: bool) 
 /// Run random operations on both devices.
 fn differential(env: &Env, options: &Options) -> Result<Count> {
     let Options { ops, seed, .. } = options;
-    let mut qemus = Vec::new();
-    for device in [Device::C, Device::Rust] {
-        let build = Build::prepare(env, device, Target::X86_64, None)?;
-        build.build_qemu(env)?;
-        qemus.push(build.qemu());
-    }
+    let [c, rust] = build_both(env)?;
     env.say(&format!("{ops} random operations on both devices"));
     let status = Command::new("cargo")
         .args(["run", "-q", "--release", "--locked", "-p", "difftest", "--"])
         .current_dir(&env.repo)
         .arg("--a")
-        .arg(&qemus[0])
+        .arg(c.qemu())
         .arg("--b")
-        .arg(&qemus[1])
+        .arg(rust.qemu())
         .args(["--ops", &ops.to_string()])
         .args(["--seed", &seed.to_string()])
         .arg("--save")
