@@ -1439,6 +1439,62 @@ static void test_huge_pages(const void *data)
     balloon_quit(b);
 }
 
+/* Where PCs have memory that was plugged, if there is little of it */
+#define DIMM_ADDR       (4ULL * 1024 * 1024 * 1024)
+
+static void plug_huge_page(Balloon *b)
+{
+    qtest_qmp_assert_success(
+        b->qts, "{ 'execute': 'object-add', 'arguments': {"
+        " 'qom-type': 'memory-backend-memfd', 'id': 'mem1', 'size': %d,"
+        " 'hugetlb': true, 'hugetlbsize': %d } }", HUGE_PAGE, HUGE_PAGE);
+    qtest_qmp_device_add(b->qts, "pc-dimm", "dimm1",
+                         "{ 'memdev': 'mem1', 'addr': %" PRIu64 " }",
+                         (uint64_t)DIMM_ADDR);
+    qtest_memset(b->qts, DIMM_ADDR, PATTERN, HUGE_PAGE);
+}
+
+/* What was in the balloon when it was unplugged is not there any more */
+static void test_unplug_huge_pages(const void *data)
+{
+    Balloon *b;
+
+    if (!have_huge_pages(1)) {
+        return;
+    }
+    b = balloon_start(data, " -m slots=1,maxmem=1G");
+    if (!has_counters(b)) {
+        balloon_quit(b);
+        return;
+    }
+
+    plug_huge_page(b);
+    send_range(b, IVQ, DIMM_ADDR, 256);
+    g_assert_cmpint(get_counter(b, "partial-host-pages"), ==, 1);
+
+    /* The guest ejects it, see docs/specs/acpi_mem_hotplug.rst */
+    qtest_qmp_device_del_send(b->qts, "dimm1");
+    qtest_outl(b->qts, 0xa00, 0);
+    qtest_outb(b->qts, 0xa14, 1 << 3);
+    qtest_qmp_eventwait(b->qts, "DEVICE_DELETED");
+    qtest_qmp_assert_success(b->qts, "{ 'execute': 'object-del',"
+                             " 'arguments': { 'id': 'mem1' } }");
+    /* when nothing refers to it any more */
+    for (int i = 0; i < 1000 && get_counter(b, "partial-host-pages"); i++) {
+        g_usleep(10 * 1000);
+    }
+    g_assert_cmpint(get_counter(b, "partial-host-pages"), ==, 0);
+
+    plug_huge_page(b);
+    send_range(b, IVQ, DIMM_ADDR + 256 * PAGE, 256);
+    g_assert_cmpint(get_counter(b, "partial-host-pages"), ==, 1);
+    assert_pages(b, DIMM_ADDR, "PP");
+    send_range(b, IVQ, DIMM_ADDR, 256);
+    g_assert_cmpint(get_counter(b, "partial-host-pages"), ==, 0);
+    assert_pages(b, DIMM_ADDR, "00");
+    balloon_quit(b);
+}
+
 /*
  * An element with many descriptors that refer to the same PFNs: every second
  * page of 8 MiB, over and over
@@ -1551,12 +1607,20 @@ static void wait_migration(Balloon *b, const char *status)
     }
 }
 
+static void hint_command(Balloon *b, uint32_t id)
+{
+    uint32_t le = cpu_to_le32(id);
+
+    wait_used(b, b->hint_vq,
+              submit(b, b->hint_vq, put(b, &le, sizeof(le)), sizeof(le),
+                     false));
+}
+
 static void test_hinting(const void *data)
 {
     Balloon *b = balloon_start(data, ",free-page-hint=on,iothread=io0");
     uint64_t mem = alloc_pages(b, 16);
-    uint32_t id, le;
-    uint64_t addr;
+    uint32_t id;
 
     g_assert_cmphex(config_readl(b, CFG(free_page_hint_cmd_id)), ==,
                     VIRTIO_BALLOON_CMD_ID_STOP);
@@ -1567,9 +1631,7 @@ static void test_hinting(const void *data)
     id = wait_cmd_id(b, VIRTIO_BALLOON_CMD_ID_STOP);
     g_assert_cmphex(id, >, 0x80000000);
 
-    le = cpu_to_le32(id);
-    addr = put(b, &le, 4);
-    wait_used(b, b->hint_vq, submit(b, b->hint_vq, addr, 4, false));
+    hint_command(b, id);
     /* The round has begun, so there is nothing to ask for any more */
     g_assert_cmphex(config_readl(b, CFG(free_page_hint_cmd_id)), ==,
                     VIRTIO_BALLOON_CMD_ID_STOP);
@@ -1581,9 +1643,7 @@ static void test_hinting(const void *data)
     assert_pages(b, mem, "PPPPPPPPPPPPPPPP");
 
     /* The driver has no more */
-    le = cpu_to_le32(VIRTIO_BALLOON_CMD_ID_STOP);
-    qtest_memwrite(b->qts, addr, &le, 4);
-    wait_used(b, b->hint_vq, submit(b, b->hint_vq, addr, 4, false));
+    hint_command(b, VIRTIO_BALLOON_CMD_ID_STOP);
 
     qtest_qmp_assert_success(b->qts, "{ 'execute': 'migrate_cancel' }");
     wait_migration(b, "cancelled");
@@ -1603,6 +1663,112 @@ static void test_hinting(const void *data)
 }
 
 /* A command ID that is too short breaks the device, but not QEMU */
+typedef enum HintState {
+    HINT_REQUESTED,
+    HINT_START,
+    HINT_STOP,
+    HINT_DONE,
+    HINT_STATES,
+} HintState;
+
+/* Begin to migrate, and go on until hinting is in the given state. */
+static void hint_until(Balloon *b, HintState state)
+{
+    uint32_t before = config_readl(b, CFG(free_page_hint_cmd_id));
+    uint32_t id;
+
+    migrate_slowly(b, "exec:cat > /dev/null");
+    id = wait_cmd_id(b, before);
+    if (state >= HINT_START) {
+        hint_command(b, id);
+    }
+    if (state >= HINT_STOP) {
+        hint_command(b, VIRTIO_BALLOON_CMD_ID_STOP);
+    }
+    if (state == HINT_DONE) {
+        qtest_qmp_assert_success(b->qts, "{ 'execute': 'migrate_cancel' }");
+        wait_migration(b, "cancelled");
+        wait_cmd_id(b, VIRTIO_BALLOON_CMD_ID_STOP);
+    }
+    g_assert_cmphex(config_readl(b, CFG(free_page_hint_cmd_id)), ==,
+                    state == HINT_REQUESTED ? id :
+                    state == HINT_DONE ? VIRTIO_BALLOON_CMD_ID_DONE :
+                    VIRTIO_BALLOON_CMD_ID_STOP);
+}
+
+/* The driver does not remember anything of the round when it is back */
+static void test_hinting_reset(const void *data)
+{
+    Balloon *b = balloon_start(data, ",free-page-hint=on,iothread=io0");
+    uint64_t mem = alloc_pages(b, 2);
+
+    for (HintState state = 0; state < HINT_STATES; state++) {
+        hint_until(b, state);
+        submit(b, b->hint_vq, mem, PAGE, true);
+        balloon_restart(b, F_BALLOON);
+        g_assert_cmphex(config_readl(b, CFG(free_page_hint_cmd_id)), ==,
+                        VIRTIO_BALLOON_CMD_ID_STOP);
+        wait_used(b, b->hint_vq, submit(b, b->hint_vq, mem, PAGE, true));
+        if (state != HINT_DONE) {
+            qtest_qmp_assert_success(b->qts, "{ 'execute': 'migrate_cancel' }");
+            wait_migration(b, "cancelled");
+            g_assert_cmphex(wait_cmd_id(b, VIRTIO_BALLOON_CMD_ID_STOP), ==,
+                            VIRTIO_BALLOON_CMD_ID_DONE);
+        }
+    }
+    assert_pages(b, mem, "PP");
+    balloon_quit(b);
+}
+
+/* Nothing is returned while the VM is stopped, and everything after that */
+static void test_hinting_stop_cont(const void *data)
+{
+    Balloon *b = balloon_start(data, ",free-page-hint=on,iothread=io0");
+    uint64_t mem = alloc_pages(b, 1);
+    uint32_t head;
+
+    for (HintState state = 0; state < HINT_STATES; state++) {
+        hint_until(b, state);
+        qtest_qmp_assert_success(b->qts, "{ 'execute': 'stop' }");
+        head = submit(b, b->hint_vq, mem, PAGE, true);
+        g_usleep(10 * 1000);
+        assert_not_used(b, b->hint_vq);
+        qtest_qmp_assert_success(b->qts, "{ 'execute': 'cont' }");
+        wait_used(b, b->hint_vq, head);
+        if (state != HINT_DONE) {
+            qtest_qmp_assert_success(b->qts, "{ 'execute': 'migrate_cancel' }");
+            wait_migration(b, "cancelled");
+            g_assert_cmphex(wait_cmd_id(b, VIRTIO_BALLOON_CMD_ID_STOP), ==,
+                            VIRTIO_BALLOON_CMD_ID_DONE);
+        }
+        balloon_restart(b, F_BALLOON);
+    }
+    balloon_quit(b);
+}
+
+/* The device goes away in the middle of it */
+static void test_hinting_unplug(const void *data)
+{
+    for (HintState state = 0; state < HINT_STATES; state++) {
+        Balloon *b = balloon_start(data, ",free-page-hint=on,iothread=io0");
+        uint64_t mem = alloc_pages(b, 1);
+
+        /* The user can only ask for it before migration */
+        qtest_qmp_device_del_send(b->qts, "balloon");
+        hint_until(b, state);
+        submit(b, b->hint_vq, mem, PAGE, true);
+        qtest_outl(b->qts, 0xae08, 1 << 4);
+        qtest_qmp_eventwait(b->qts, "DEVICE_DELETED");
+        assert_error(qtest_qmp(b->qts, "{ 'execute': 'query-balloon' }"),
+                     "No balloon device has been activated");
+        if (state != HINT_DONE) {
+            qtest_qmp_assert_success(b->qts, "{ 'execute': 'migrate_cancel' }");
+            wait_migration(b, "cancelled");
+        }
+        balloon_quit(b);
+    }
+}
+
 static void test_hinting_bad_command(const void *data)
 {
     Balloon *b = balloon_start(data, ",free-page-hint=on,iothread=io0");
@@ -2060,6 +2226,7 @@ static void add_transport_tests(const Transport *t)
         { "counters", test_counters },
         { "runs", test_runs },
         { "huge-pages", test_huge_pages },
+        { "unplug-huge-pages", test_unplug_huge_pages, true },
         { "bounded", test_bounded },
         { "stats/all", test_stats },
         { "stats/interval", test_stats_interval },
@@ -2071,6 +2238,9 @@ static void add_transport_tests(const Transport *t)
         { "reporting/bad", test_reporting_bad },
         { "reporting/poison", test_reporting_poison },
         { "hinting/migrate", test_hinting },
+        { "hinting/reset", test_hinting_reset },
+        { "hinting/stop-cont", test_hinting_stop_cont },
+        { "hinting/unplug", test_hinting_unplug, true },
         { "hinting/bad-command", test_hinting_bad_command },
         { "migrate", test_migrate },
         { "migrate-unfinished", test_migrate_unfinished },

@@ -38,6 +38,7 @@ pub const DRIVER_MEMORY: [(u64, u64); 3] = [
 ];
 
 /// Feature bits
+pub const F_NOTIFY_ON_EMPTY: u64 = 1 << 24;
 pub const F_INDIRECT: u64 = 1 << 28;
 pub const F_EVENT_IDX: u64 = 1 << 29;
 pub const F_VERSION_1: u64 = 1 << 32;
@@ -249,7 +250,8 @@ impl Driver {
         }
     }
 
-    fn kick(&self, s: &mut Script, q: u32) {
+    /// Notify the device.
+    pub fn kick(&self, s: &mut Script, q: u32) {
         let mut value = q;
         if self.features & F_NOTIFICATION_DATA != 0 && q < MAX_QUEUES {
             value |= u32::from(self.queues[q as usize].avail_idx) << 16;
@@ -467,7 +469,7 @@ impl Driver {
                     s.push(format_args!("b64read {addr:#x} {len}"));
                 }
             }
-            Op::Qmp { .. } => {}
+            Op::Qmp { .. } | Op::Migrate => {}
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
+    path::{Path, PathBuf},
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -70,7 +70,9 @@ pub const NAMED_DIFFERENCES: &[NamedDifference] = &[
         name: "batch-notification",
         c: "notifies the driver after each element that was inflated or deflated",
         rust: "notifies the driver after all elements that were available",
-        treatment: "tolerated: signalled-used of x-query-virtio-queue-status is not compared",
+        treatment: "tolerated: signalled-used of x-query-virtio-queue-status is not compared; \
+                    the driver does not change its mind about features that have to do with \
+                    notifications, which legacy ones could do at any time",
     },
     NamedDifference {
         name: "bounce-buffers",
@@ -98,6 +100,21 @@ pub const NAMED_DIFFERENCES: &[NamedDifference] = &[
         c: "reads all statistics of a buffer",
         rust: "reads at most 1024",
         treatment: "avoided: shorter buffers",
+    },
+    NamedDifference {
+        name: "resume-after-migration",
+        c: "looks at the queues again when the driver notifies it",
+        rust: "also looks at them when the VM runs for the first time",
+        treatment:
+            "avoided: the driver notifies all queues after migration, and when the VM runs; \
+                    no migration while there may be work for the hint queue, or after an error \
+                    in a batch",
+    },
+    NamedDifference {
+        name: "turns",
+        c: "is done with an element for inflating or deflating when the notification is",
+        rust: "lets others have their turn after 2 ms",
+        treatment: "tolerated if both are the same a moment later",
     },
     NamedDifference {
         name: "last-update",
@@ -134,6 +151,10 @@ pub struct Effects {
     pub qmp_results: u64,
     /// `guest-stats` with values
     pub stats: u64,
+    /// Migrations of both VMs
+    pub migrations: u64,
+    /// Migrations that both destinations have refused
+    pub refused: u64,
     /// Uses of named differences
     pub named: BTreeMap<&'static str, u64>,
 }
@@ -160,17 +181,20 @@ pub struct Setup {
 
 /// Two instances of QEMU with the same configuration
 pub struct Lockstep {
+    setup: Setup,
+    args: Vec<String>,
     qemu: [Qemu; 2],
     driver: [Driver; 2],
     hint_queue: Option<usize>,
     /// What the driver is offered
     pub offered: u64,
-    inject_fault: bool,
     /// Work for the hint queue may be left over from when the VM was stopped
     hint_blocked: bool,
-    /// For how many operations the I/O thread may still be late
     /// There was an element for inflating or deflating that breaks the device
     bad_pages: bool,
+    /// The VM has not run since it was migrated
+    migrated: bool,
+    /// For how many operations the I/O thread may still be late
     hint_late: u32,
     last: Observed,
 }
@@ -195,6 +219,35 @@ fn offered_features(qemu: &mut Qemu, base: u64) -> Result<u64> {
         features |= (value & 0xffff_ffff) << (32 * sel);
     }
     Ok(features)
+}
+
+fn start_both(setup: &Setup, args: &[String]) -> Result<[Qemu; 2]> {
+    let b_args = [args, &setup.b_args].concat();
+    Ok([
+        Qemu::start(&setup.a, args)?,
+        Qemu::start(&setup.b, &b_args)?,
+    ])
+}
+
+fn migrate_command(command: &str, path: &Path) -> String {
+    let mut arguments = json!({ "uri": format!("file:{}", path.display()) });
+    if command == "migrate-incoming" {
+        arguments["exit-on-error"] = json!(false);
+    }
+    json!({ "execute": command, "arguments": arguments }).to_string()
+}
+
+/// Wait for the end of a migration, and return the outcome.
+fn migrated(qemu: &mut Qemu) -> Result<Value> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let info = qemu.qmp(r#"{"execute":"query-migrate"}"#)?["return"].take();
+        if info["status"] == "completed" || info["status"] == "failed" {
+            return Ok(info);
+        }
+        ensure!(Instant::now() < deadline, "migration does not end: {info}");
+        sleep(Duration::from_millis(1));
+    }
 }
 
 /// The same operation, as a faulty device would see it
@@ -251,11 +304,8 @@ fn is_bad_page_element(op: &Op) -> bool {
 impl Lockstep {
     /// Start both.
     pub fn start(setup: &Setup, cfg: &Config) -> Result<Self> {
-        let mut args = cfg.args();
-        let a = Qemu::start(&setup.a, &args)?;
-        args.extend(setup.b_args.iter().cloned());
-        let b = Qemu::start(&setup.b, &args)?;
-        let mut qemu = [a, b];
+        let args = cfg.args();
+        let mut qemu = start_both(setup, &args)?;
 
         let base = find_balloon(&mut qemu[0])?;
         ensure!(find_balloon(&mut qemu[1])? == base, "different addresses");
@@ -268,14 +318,16 @@ impl Lockstep {
         let num_queues = 3 + u32::from(cfg.free_page_hint) + u32::from(cfg.free_page_reporting);
         let driver = Driver::new(base, cfg.legacy, num_queues);
         Ok(Self {
+            setup: setup.clone(),
+            args,
             qemu,
             driver: [driver.clone(), driver],
             hint_queue: cfg.free_page_hint.then_some(3),
             offered,
-            inject_fault: setup.inject_fault,
             hint_blocked: false,
             hint_late: 0,
             bad_pages: false,
+            migrated: false,
             last: Observed::default(),
         })
     }
@@ -442,7 +494,7 @@ impl Lockstep {
         for op in ops {
             let before = scripts[0].count;
             for (i, script) in scripts.iter_mut().enumerate() {
-                if i == 1 && self.inject_fault {
+                if i == 1 && self.setup.inject_fault {
                     self.driver[i].compile(&sabotage(op), script);
                 } else {
                     self.driver[i].compile(op, script);
@@ -451,6 +503,19 @@ impl Lockstep {
             if let Some(command) = op.qmp_command() {
                 self.run_qmp(command, op, &mut list, effects)?;
             }
+            let moved = *op == Op::Migrate && self.migrate(&mut list, effects)?;
+            self.migrated |= moved;
+            if moved || self.migrated && *op == Op::Cont {
+                // see NAMED_DIFFERENCES, resume-after-migration
+                for (driver, script) in self.driver.iter().zip(&mut scripts) {
+                    for q in 0..driver.num_queues {
+                        if self.hint_queue != Some(q as usize) {
+                            driver.kick(script, q);
+                        }
+                    }
+                }
+            }
+            self.migrated &= !self.running();
             let own = scripts[0].count - before;
             for script in &mut scripts {
                 self.observe_script(script, may_discard(op));
@@ -479,8 +544,13 @@ impl Lockstep {
             }
             self.bad_pages |= is_bad_page_element(op);
             self.tolerate_unreturned(&mut obs, effects)?;
-            list.extend(self.compare(&obs));
-            if i + 1 == ops.len() {
+            let mut different = self.compare(&obs);
+            let late = !different.is_empty() && self.catch_up(&mut obs, effects)?;
+            if late {
+                different.clear();
+            }
+            list.extend(different);
+            if late || i + 1 == ops.len() {
                 self.compare_events(&mut list, effects)?;
             }
             if !list.is_empty() {
@@ -491,8 +561,46 @@ impl Lockstep {
             }
             let [a, _] = obs;
             self.count_effects(a, effects);
+            if late {
+                // This is the state after the last operation already.
+                break;
+            }
         }
         Ok(None)
+    }
+
+    /// If both devices are different, see whether one of them is only late.
+    fn catch_up(&mut self, obs: &mut [Observed; 2], effects: &mut Effects) -> Result<bool> {
+        let late = (0..2).any(|q| used_idx(&obs[0].used[q]) != used_idx(&obs[1].used[q]));
+        let start = Instant::now();
+        while late && start.elapsed() < Duration::from_millis(500) {
+            sleep(Duration::from_millis(1));
+            let mut script = Script::default();
+            self.observe_script(&mut script, true);
+            let [a, b] = self.run_scripts([&script, &script])?;
+            *obs = [self.parse(&a)?, self.parse(&b)?];
+            if obs[0].used[..2] == obs[1].used[..2] && (obs[0].isr ^ obs[1].isr) == 1 {
+                // The driver acknowledged the interrupt before it was there
+                self.acknowledge(obs)?;
+            }
+            if self.compare(obs).is_empty() {
+                effects.name("turns");
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Acknowledge the interrupt for used elements.
+    fn acknowledge(&mut self, obs: &mut [Observed; 2]) -> Result<()> {
+        let mut ack = Script::default();
+        let addr = self.driver[0].base + reg::INTERRUPT_ACK;
+        ack.push(format_args!("writel {addr:#x} 1"));
+        self.run_scripts([&ack, &ack])?;
+        for each in obs {
+            each.isr &= !1;
+        }
+        Ok(())
     }
 
     /// Accept that a device which is broken has not returned elements that were
@@ -618,6 +726,49 @@ impl Lockstep {
         Ok(())
     }
 
+    /// Move the state of each to a new instance of the other.  Returns false if
+    /// it stays where it is.
+    fn migrate(&mut self, list: &mut Vec<String>, effects: &mut Effects) -> Result<bool> {
+        if self.hint_blocked || self.hint_late > 0 || self.bad_pages && self.both_broken()? {
+            return Ok(false);
+        }
+        for qemu in &mut self.qemu {
+            qemu.qmp(r#"{"execute":"stop"}"#)?;
+            let path = qemu.dir().join("state");
+            qemu.qmp(&migrate_command("migrate", &path))?;
+            let info = migrated(qemu)?;
+            ensure!(info["status"] == "completed", "cannot migrate: {info}");
+        }
+        self.compare_events(list, effects)?;
+
+        let mut args = self.args.clone();
+        args.extend(["-incoming", "defer"].map(String::from));
+        let mut new = start_both(&self.setup, &args)?;
+        let mut results = Vec::new();
+        for (dst, src) in new.iter_mut().zip(self.qemu.iter().rev()) {
+            let path = src.dir().join("state");
+            dst.qmp(&migrate_command("migrate-incoming", &path))?;
+            results.push(migrated(dst)?);
+        }
+        let status = |i: usize| &results[i]["status"];
+        if status(0) != status(1) || results[0]["error-desc"] != results[1]["error-desc"] {
+            list.push(format!("migration: A: {}, B: {}", results[0], results[1]));
+        }
+        let accepted = status(0) == "completed" && status(1) == "completed";
+        if accepted {
+            self.qemu = new;
+            effects.migrations += 1;
+        } else {
+            effects.refused += 1;
+        }
+        if self.running() {
+            for qemu in &mut self.qemu {
+                qemu.qmp(r#"{"execute":"cont"}"#)?;
+            }
+        }
+        Ok(accepted)
+    }
+
     /// Whether the devices are broken, which the legacy interface does not tell
     fn both_broken(&mut self) -> Result<bool> {
         let mut both = true;
@@ -656,11 +807,7 @@ impl Lockstep {
             if elapsed >= time {
                 if spurious {
                     effects.name("hint-interrupt");
-                    let mut ack = Script::default();
-                    let addr = self.driver[0].base + reg::INTERRUPT_ACK;
-                    ack.push(format_args!("writel {addr:#x} 1"));
-                    self.run_scripts([&ack, &ack])?;
-                    obs[0].isr &= !1;
+                    self.acknowledge(obs)?;
                 }
                 break;
             }
@@ -725,7 +872,7 @@ impl Lockstep {
 fn may_discard(op: &Op) -> bool {
     match op {
         Op::Elem { q, kick: true, .. } => *q != 1 && *q != 2,
-        Op::Kick { .. } => true,
+        Op::Kick { .. } | Op::Migrate => true,
         _ => false,
     }
 }

@@ -6,7 +6,8 @@ use serde_json::{json, Value};
 
 use crate::{
     driver::{
-        reg, F_EVENT_IDX, F_HINT, F_INDIRECT, F_VERSION_1, PAGE, RAM_SIZE, WINDOW, WINDOW_PAGES,
+        reg, F_EVENT_IDX, F_HINT, F_INDIRECT, F_NOTIFY_ON_EMPTY, F_VERSION_1, PAGE, RAM_SIZE,
+        WINDOW, WINDOW_PAGES,
     },
     op::{Config, Mode, Op, Seg},
     rng::Rng,
@@ -23,6 +24,9 @@ pub struct Generator<'a> {
     features: u64,
     /// Something was done that breaks the device
     broken: bool,
+    /// Descriptors of the queues for inflating and deflating may refer to
+    /// something that is not RAM
+    foreign: bool,
     initialized: bool,
     running: bool,
     stopped_for: u32,
@@ -37,6 +41,7 @@ impl<'a> Generator<'a> {
             offered: 0,
             features: 0,
             broken: false,
+            foreign: false,
             initialized: false,
             running: true,
             stopped_for: 0,
@@ -113,6 +118,7 @@ impl<'a> Generator<'a> {
         let features = self.random_features();
         self.features = features & self.offered;
         self.broken = false;
+        self.foreign = false;
         self.initialized = true;
         Op::Init {
             features,
@@ -155,7 +161,8 @@ impl<'a> Generator<'a> {
                 off: self.register(),
                 width: self.rng.pick(&[4, 4, 4, 1, 2, 8]),
             },
-            585..=634 => Op::Ack {
+            585..=586 => Op::Migrate,
+            587..=634 => Op::Ack {
                 value: self.rng.pick(&[1, 2, 3, 3, 3, 0, u32::MAX]),
             },
             635..=664 => Op::Fill,
@@ -205,8 +212,11 @@ impl<'a> Generator<'a> {
             940..=949 => self.status(),
             950..=954 => {
                 let sel = self.rng.below(3) as u32;
-                let value = self.rng.next() as u32 & !0x6;
+                let mut value = self.rng.next() as u32 & !0x6;
                 if sel == 0 {
+                    // see NAMED_DIFFERENCES, batch-notification
+                    let same = (F_NOTIFY_ON_EMPTY | F_EVENT_IDX) as u32;
+                    value = value & !same | self.features as u32 & same;
                     // The legacy interface accepts that at any time.
                     self.features &= u64::from(value) | !u64::from(u32::MAX);
                 }
@@ -446,7 +456,9 @@ impl<'a> Generator<'a> {
             _ => Mode::Direct,
         };
         // see NAMED_DIFFERENCES, error-in-batch and bounce-buffers
-        let alone = Some(q) == self.hint_queue() || q < 2 && !segs.iter().all(in_ram);
+        let foreign = q < 2 && !segs.iter().all(in_ram);
+        self.foreign |= foreign;
+        let alone = Some(q) == self.hint_queue() || foreign;
         let kick = alone || self.rng.percent(92);
         Op::Elem {
             q,
@@ -598,7 +610,9 @@ impl<'a> Generator<'a> {
         }
         let hint = Some(q) == self.hint_queue();
         let mut mode = self.rng.pick(&Mode::bad());
-        if hint && mode == Mode::Jump {
+        // Makes descriptors available that were used before; see
+        // NAMED_DIFFERENCES, hint-jump and bounce-buffers
+        if mode == Mode::Jump && (hint || self.foreign) {
             mode = Mode::BadHead;
         }
         let mut segs = vec![Seg::Data((WINDOW as u32 >> 12).to_le_bytes().to_vec())];
@@ -613,8 +627,9 @@ impl<'a> Generator<'a> {
         }
         if self.rng.percent(30) && !hint {
             let seg = self.raw_segment();
-            // see NAMED_DIFFERENCES, bounce-buffers
-            if mode != Mode::Jump || q >= 2 || in_ram(&seg) {
+            let foreign = q < 2 && !in_ram(&seg);
+            if mode != Mode::Jump || !foreign {
+                self.foreign |= foreign;
                 segs.push(seg);
             }
         }

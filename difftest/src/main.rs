@@ -223,13 +223,16 @@ fn summary(totals: &Totals, seed: Option<u64>, differences: u32, elapsed: Durati
     let events: Vec<_> = e.events.iter().map(|(k, v)| format!("{k} {v}")).collect();
     println!(
         "effects: {} elements used, {} pages discarded, {} times broken, {} config changes, {} \
-         interrupts, {} statistics, QMP: {} results, {} errors; events: {}",
+         interrupts, {} statistics, {} migrations, {} refused; QMP: {} results, {} errors; \
+         events: {}",
         e.used,
         e.discarded,
         e.broken,
         e.config,
         e.interrupts,
         e.stats,
+        e.migrations,
+        e.refused,
         e.qmp_results,
         e.qmp_errors,
         events.join(", ")

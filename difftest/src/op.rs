@@ -226,6 +226,8 @@ pub enum Op {
     Cont,
     /// Reset the machine
     SystemReset,
+    /// Each VM moves to the other's implementation.
+    Migrate,
     /// Advance the clock
     Clock { ns: u64 },
     /// Compare all of the memory that is used
@@ -296,7 +298,7 @@ impl Op {
 
     /// Whether QMP is used
     pub fn uses_qmp(&self) -> bool {
-        self.qmp_command().is_some()
+        self.qmp_command().is_some() || *self == Self::Migrate
     }
 
     /// Simpler variants, for shrinking
@@ -451,6 +453,7 @@ impl Display for Op {
             Self::Stop => f.write_str("stop"),
             Self::Cont => f.write_str("cont"),
             Self::SystemReset => f.write_str("system-reset"),
+            Self::Migrate => f.write_str("migrate"),
             Self::Clock { ns } => write!(f, "clock ns={ns}"),
             Self::Check => f.write_str("check"),
         }
@@ -564,6 +567,7 @@ impl FromStr for Op {
             "stop" => Self::Stop,
             "cont" => Self::Cont,
             "system-reset" => Self::SystemReset,
+            "migrate" => Self::Migrate,
             "clock" => Self::Clock { ns: num("ns")? },
             "check" => Self::Check,
             _ => bail!("no operation {name}"),

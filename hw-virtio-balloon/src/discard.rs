@@ -3,11 +3,14 @@
 //! Finding the memory that is behind guest-physical addresses, and giving it
 //! back to the host
 
-use std::{sync::Once, time::Duration};
+use std::{
+    sync::{Mutex, MutexGuard, Once, PoisonError},
+    time::Duration,
+};
 
 use balloon_core::{counters::Counters, host_pages::HostPages, BALLOON_PAGE_SIZE};
-use bql::{BqlCell, BqlRefCell};
-use system::{MemoryRegionSection, RAMBlockRange, RamBlock, RamBlockId};
+use bql::BqlCell;
+use system::{MemoryRegionSection, RAMBlockRange, RamBlock, RamBlockId, RamBlockNotifier};
 use util::report::warn_report;
 use virtio::events::{trace_virtio_balloon_bad_addr, trace_virtio_balloon_handle_output};
 
@@ -44,8 +47,10 @@ pub enum Direction {
 #[derive(Default)]
 pub struct Memory {
     /// For blocks with host pages that are larger than balloon pages: what is
-    /// in the balloon
-    host_pages: BqlRefCell<Vec<(RamBlockId, HostPages)>>,
+    /// in the balloon.  Not protected by the BQL, because blocks can be freed
+    /// without it.
+    host_pages: Mutex<Vec<(RamBlockId, HostPages)>>,
+    pub notifier: RamBlockNotifier,
     pub counters: BqlCell<Counters>,
 }
 
@@ -56,15 +61,27 @@ impl Memory {
         self.counters.set(counters);
     }
 
+    fn host_pages(&self) -> MutexGuard<'_, Vec<(RamBlockId, HostPages)>> {
+        // A panic would have ended QEMU.
+        self.host_pages
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Host pages that are partly in the balloon
     pub fn partial_host_pages(&self) -> u64 {
-        let host_pages = self.host_pages.borrow();
+        let host_pages = self.host_pages();
         host_pages.iter().map(|(_, pages)| pages.partial()).sum()
     }
 
     /// The balloon is empty.
     pub fn reset(&self) {
-        self.host_pages.borrow_mut().clear();
+        self.host_pages().clear();
+    }
+
+    /// A block is about to be freed.  This can happen in any thread.
+    pub fn forget(&self, block: RamBlockId) {
+        self.host_pages().retain(|(id, _)| *id != block);
     }
 
     /// Call `f` with what is known about a block.  Returns false if it
@@ -75,9 +92,9 @@ impl Memory {
             return false;
         }
 
-        let mut all = self.host_pages.borrow_mut();
+        let mut all = self.host_pages();
         let size = block.used_length();
-        // The block may be another one, if memory was unplugged
+        // The block may have been resized
         all.retain(|(id, pages)| *id != block.id() || pages.is_for(size, page_size));
         if let Some((_, pages)) = all.iter_mut().find(|(id, _)| *id == block.id()) {
             f(pages);

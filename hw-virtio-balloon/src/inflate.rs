@@ -20,6 +20,7 @@ use std::{
 
 use balloon_core::{pages::pfn_to_gpa, runs::Runs, BALLOON_PAGE_SIZE};
 use bql::{BqlCell, BqlRefCell};
+use system::RamBlockId;
 use virtio::{BottomHalf, VirtQueue, VirtQueueElement, VirtioDeviceMethods};
 
 use crate::{
@@ -177,10 +178,16 @@ impl VirtIOBalloon {
         self.deflate
             .bh
             .init(self, c"virtio-balloon-deflate", &Self::work_on_deflate);
+        self.memory.notifier.register(self, Self::block_freed);
+    }
+
+    fn block_freed(&self, block: RamBlockId) {
+        self.memory.forget(block);
     }
 
     /// The device is unrealized.
     pub fn stop_pages(&self) {
+        self.memory.notifier.unregister();
         for queue in [&self.inflate, &self.deflate] {
             queue.bh.delete();
             queue.invalidate();

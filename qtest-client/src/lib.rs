@@ -152,7 +152,7 @@ pub struct Qemu {
     qmp: Lines,
     events: Vec<Value>,
     log: PathBuf,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Qemu {
@@ -197,11 +197,16 @@ impl Qemu {
             qmp,
             events: Vec::new(),
             log,
-            _dir: dir,
+            dir,
         };
         qemu.qmp.line().context("no QMP greeting")?;
         qemu.qmp(r#"{"execute":"qmp_capabilities"}"#)?;
         Ok(qemu)
+    }
+
+    /// A directory for files, which is removed with the process
+    pub fn dir(&self) -> &Path {
+        &self.dir.0
     }
 
     /// The end of what QEMU has written to stderr, and its exit status

@@ -72,7 +72,7 @@ class VirtioBalloonReporting(BalloonLinuxTest):
             self.assertGreater(peak, before + self.HOG // 2)
             self.wait_for(lambda: self.vm_status('VmRSS') < before * 1.1,
                           f'QEMU to shrink from {peak} to {before}, not'
-                          f' {self.vm_status("VmRSS")}', 60)
+                          f' {self.vm_status("VmRSS")}', 30)
 
     def test_no_reporting(self):
         '''This does not happen by itself.'''

@@ -199,13 +199,13 @@ fn load_order(dep: &str, builtin: &str, wanted: &[&str]) -> Result<Vec<String>> 
     Ok(order)
 }
 
-/// The QEMU of the distribution, for migration from and to it; `None` if there
-/// is none, and the user cannot install it.
+/// The QEMU of the distribution, for migration from and to it, and its version;
+/// `None` if there is none, and the user cannot install it.
 ///
 /// # Errors
 ///
 /// Fails if the package cannot be installed.
-pub fn stock_qemu(env: &Env) -> Result<Option<PathBuf>> {
+pub fn stock_qemu(env: &Env) -> Result<Option<(PathBuf, String)>> {
     let path = PathBuf::from("/usr/bin/qemu-system-x86_64");
     if !path.exists() {
         if !apt::is_root() {
@@ -214,7 +214,47 @@ pub fn stock_qemu(env: &Env) -> Result<Option<PathBuf>> {
         }
         apt::ensure_packages(env, &["qemu-system-x86"])?;
     }
-    Ok(path.exists().then_some(path))
+    let Some(version) = qemu_version(&path) else {
+        return Ok(None);
+    };
+    // The emulation of the CPU in QEMU 7.2 has bugs that recent kernels trigger.
+    // The backport works with the firmware and libraries of the older package.
+    if version.starts_with("7.") {
+        match backported_qemu(env) {
+            Ok(newer) => {
+                if let Some(new_version) = qemu_version(&newer) {
+                    return Ok(Some((newer, new_version)));
+                }
+            }
+            Err(err) => env.say(&format!("no newer QEMU for migration: {err:#}")),
+        }
+    }
+    Ok(Some((path, version)))
+}
+
+/// The version of a QEMU; `None` if it cannot be run.
+fn qemu_version(path: &Path) -> Option<String> {
+    let out = Command::new(path).arg("--version").output().ok()?;
+    let text = String::from_utf8(out.stdout).ok()?;
+    let version = text.strip_prefix("QEMU emulator version ")?;
+    Some(version.split_whitespace().next()?.to_owned())
+}
+
+/// The QEMU of the backports suite, which is not installed.
+fn backported_qemu(env: &Env) -> Result<PathBuf> {
+    let suite = format!("{SUITE}-backports");
+    let dir = env.cache.join("guest").join(format!("qemu-{suite}"));
+    let path = dir.join("usr/bin/qemu-system-x86_64");
+    if !path.exists() {
+        let tmp = dir.with_extension("tmp");
+        remove(&tmp)?;
+        let deb = apt::Suite::new(env, &suite, "amd64")?.download(env, "qemu-system-x86")?;
+        let sh = Shell::new()?;
+        cmd!(sh, "dpkg-deb -x {deb} {tmp}").run_quiet()?;
+        remove(&dir)?;
+        fs::rename(&tmp, &dir)?;
+    }
+    Ok(path)
 }
 
 /// Environment variables for the Python code that boots guests

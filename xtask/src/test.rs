@@ -391,7 +391,7 @@ fn functional(env: &Env, only: Option<Device>, kernels: &[Kernel], quick: bool) 
                 args.push("func-x86_64-virtio_balloon_migration");
                 vars.push(("BALLOON_QEMU_C", c.qemu()));
                 vars.push(("BALLOON_QEMU_RUST", rust.qemu()));
-                if let Some(stock) = &stock {
+                if let Some((stock, _)) = &stock {
                     vars.push(("BALLOON_STOCK_QEMU", stock.clone()));
                 }
             }
@@ -419,7 +419,11 @@ fn functional(env: &Env, only: Option<Device>, kernels: &[Kernel], quick: bool) 
             count += result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         }
         if only.is_none() {
-            println!("migration of Linux {}:", kernel.version());
+            let version = stock.as_ref().map_or("none", |(_, version)| version);
+            println!(
+                "migration of Linux {} (stock QEMU: {version}):",
+                kernel.version()
+            );
             print_matrix(rust)?;
         }
     }
@@ -505,9 +509,15 @@ fn meson_test(
         result?;
         bail!("{what}: meson has run no test");
     };
-    let count = parse_junit(&fs::read_to_string(junit)?)?;
+    let count = parse_junit(&fs::read_to_string(&junit)?)?;
     if let Err(err) = result {
         eprintln!("{err:#}");
+        // Meson overwrites it the next time
+        let kept = env
+            .cache
+            .join(format!("failed {what}.log").replace(' ', "-"));
+        fs::copy(junit.with_extension("").with_extension("txt"), &kept)?;
+        eprintln!("The complete log is in {}", kept.display());
         // even if meson does not say which test it was
         return Ok(Count {
             failed: count.failed.max(1),

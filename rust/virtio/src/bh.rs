@@ -9,8 +9,8 @@ use std::{
 };
 
 use bql::BqlRefCell;
-use common::callbacks::FnCall;
-use hwcore::{assert_embedded, DeviceState};
+use common::{assert_embedded, callbacks::FnCall};
+use hwcore::DeviceState;
 use qom::{prelude::*, Owned};
 
 use crate::{bindings, device::VirtIODevice};
