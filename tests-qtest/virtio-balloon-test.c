@@ -1616,6 +1616,15 @@ static void hint_command(Balloon *b, uint32_t id)
                      false));
 }
 
+/* The guest stays, and the driver can have its pages back. */
+static void cancel_hinting(Balloon *b)
+{
+    qtest_qmp_assert_success(b->qts, "{ 'execute': 'migrate_cancel' }");
+    wait_migration(b, "cancelled");
+    g_assert_cmphex(wait_cmd_id(b, VIRTIO_BALLOON_CMD_ID_STOP), ==,
+                    VIRTIO_BALLOON_CMD_ID_DONE);
+}
+
 static void test_hinting(const void *data)
 {
     Balloon *b = balloon_start(data, ",free-page-hint=on,iothread=io0");
@@ -1645,10 +1654,7 @@ static void test_hinting(const void *data)
     /* The driver has no more */
     hint_command(b, VIRTIO_BALLOON_CMD_ID_STOP);
 
-    qtest_qmp_assert_success(b->qts, "{ 'execute': 'migrate_cancel' }");
-    wait_migration(b, "cancelled");
-    g_assert_cmphex(wait_cmd_id(b, VIRTIO_BALLOON_CMD_ID_STOP), ==,
-                    VIRTIO_BALLOON_CMD_ID_DONE);
+    cancel_hinting(b);
 
     /* The next one has another ID */
     migrate_slowly(b, "exec:cat > /dev/null");
@@ -1686,9 +1692,7 @@ static void hint_until(Balloon *b, HintState state)
         hint_command(b, VIRTIO_BALLOON_CMD_ID_STOP);
     }
     if (state == HINT_DONE) {
-        qtest_qmp_assert_success(b->qts, "{ 'execute': 'migrate_cancel' }");
-        wait_migration(b, "cancelled");
-        wait_cmd_id(b, VIRTIO_BALLOON_CMD_ID_STOP);
+        cancel_hinting(b);
     }
     g_assert_cmphex(config_readl(b, CFG(free_page_hint_cmd_id)), ==,
                     state == HINT_REQUESTED ? id :
@@ -1710,10 +1714,7 @@ static void test_hinting_reset(const void *data)
                         VIRTIO_BALLOON_CMD_ID_STOP);
         wait_used(b, b->hint_vq, submit(b, b->hint_vq, mem, PAGE, true));
         if (state != HINT_DONE) {
-            qtest_qmp_assert_success(b->qts, "{ 'execute': 'migrate_cancel' }");
-            wait_migration(b, "cancelled");
-            g_assert_cmphex(wait_cmd_id(b, VIRTIO_BALLOON_CMD_ID_STOP), ==,
-                            VIRTIO_BALLOON_CMD_ID_DONE);
+            cancel_hinting(b);
         }
     }
     assert_pages(b, mem, "PP");
@@ -1736,10 +1737,7 @@ static void test_hinting_stop_cont(const void *data)
         qtest_qmp_assert_success(b->qts, "{ 'execute': 'cont' }");
         wait_used(b, b->hint_vq, head);
         if (state != HINT_DONE) {
-            qtest_qmp_assert_success(b->qts, "{ 'execute': 'migrate_cancel' }");
-            wait_migration(b, "cancelled");
-            g_assert_cmphex(wait_cmd_id(b, VIRTIO_BALLOON_CMD_ID_STOP), ==,
-                            VIRTIO_BALLOON_CMD_ID_DONE);
+            cancel_hinting(b);
         }
         balloon_restart(b, F_BALLOON);
     }
