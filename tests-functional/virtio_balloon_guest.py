@@ -23,7 +23,8 @@ class BalloonGuestTest(QemuSystemTest):
     processes allocate more memory than there is.
     '''
 
-    timeout = 300
+    # A float, as everything else is forever to QEMUMachine.event_wait()
+    timeout = 300.0
 
     RAM = 512 * MIB
     # What the guest is left with when the balloon is inflated

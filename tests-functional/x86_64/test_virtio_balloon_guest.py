@@ -300,7 +300,7 @@ class VirtioBalloonStats(BalloonLinuxTest):
         self.vm.get_qmp_events()
         self.vm.console_socket.sendall(
             b'echo mem > /sys/power/state; echo "is ""awake" $?\n')
-        if self.vm.event_wait('SUSPEND', timeout=60) is None:
+        if self.vm.event_wait('SUSPEND', timeout=60.0) is None:
             self.skipTest('the guest cannot be suspended: '
                           + self._console[-300:].decode(errors='replace'))
         self.wait_for(lambda: self.vm.cmd('query-status')['status']
