@@ -1584,7 +1584,7 @@ static void migrate_slowly(Balloon *b, const char *uri)
     /* so that the test can do something meanwhile */
     qtest_qmp_assert_success(
         b->qts, "{ 'execute': 'migrate-set-parameters',"
-        " 'arguments': { 'max-bandwidth': 100000 } }");
+        " 'arguments': { 'max-bandwidth': 10000 } }");
     qtest_qmp_assert_success(
         b->qts, "{ 'execute': 'migrate', 'arguments': { 'uri': %s } }", uri);
 }
