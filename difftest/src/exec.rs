@@ -587,7 +587,11 @@ impl Lockstep {
             }
             let obs = self.observe(window)?;
             let progress = self.progress()?;
-            let idle = progress.iter().flatten().all(|(_, inuse)| *inuse == 0);
+            let mut idle = true;
+            for (list, broken) in progress.iter().zip(self.broken_devices()?) {
+                // A broken device keeps what it has.
+                idle &= broken || list.iter().all(|(_, inuse)| *inuse == 0);
+            }
             let now = (obs, progress);
             if idle && last.as_ref() == Some(&now) || Instant::now() >= deadline {
                 return Ok(now.0);
@@ -812,13 +816,16 @@ impl Lockstep {
     }
 
     /// Whether the devices are broken, which the legacy interface does not tell
-    fn both_broken(&mut self) -> Result<bool> {
-        let mut both = true;
-        for qemu in &mut self.qemu {
-            let status = qemu.qmp(QUERY_STATUS)?;
-            both &= status["return"]["broken"] == true;
+    fn broken_devices(&mut self) -> Result<[bool; 2]> {
+        let mut broken = [false; 2];
+        for (qemu, flag) in self.qemu.iter_mut().zip(&mut broken) {
+            *flag = qemu.qmp(QUERY_STATUS)?["return"]["broken"] == true;
         }
-        Ok(both)
+        Ok(broken)
+    }
+
+    fn both_broken(&mut self) -> Result<bool> {
+        Ok(self.broken_devices()? == [true, true])
     }
 
     /// Wait until the I/O thread is done with the hint queue.
