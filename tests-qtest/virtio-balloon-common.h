@@ -188,7 +188,7 @@ void assert_error(QDict *resp, const char *expected);
  * Migration
  */
 
-/* Wait until the migration has a status. */
+/* Wait until the migration has ended, with the given status. */
 void wait_migration(Balloon *b, const char *status);
 
 /*
