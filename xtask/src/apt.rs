@@ -124,10 +124,7 @@ pub fn mirror(env: &Env) -> Result<String> {
             return Ok(uri);
         }
     }
-    bail!(
-        "apt has no source for the Debian archive, or no package lists: run apt-get update, or \
-         give the sources of QEMU 10.2.2 with --qemu-src"
-    )
+    bail!("apt has no source for the Debian archive, or no package lists: run apt-get update")
 }
 
 /// Pick the main archive from lines of URI, origin and label.

@@ -171,6 +171,23 @@ pub fn sha256_of(parts: &[&[u8]]) -> String {
     hex(&hash.finalize())
 }
 
+/// SHA-256 of a byte string, in hexadecimal
+pub fn hash_bytes(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// An error as part of another one, without the log of a command that has
+/// failed except for the last line
+pub fn one_line(err: &anyhow::Error) -> String {
+    let text = format!("{err:#}");
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let first = lines.next().unwrap_or_default();
+    match lines.next_back() {
+        Some(last) => format!("{first} {last}"),
+        None => first.to_owned(),
+    }
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut s, b| {
         let _ = write!(s, "{b:02x}");
@@ -202,6 +219,13 @@ mod tests {
         assert_eq!(progress("[note] no numbers"), None);
         assert_eq!(progress("FAILED: x.o"), None);
         assert_eq!(progress("["), None);
+    }
+
+    #[test]
+    fn errors_in_one_line() {
+        let err = anyhow::anyhow!("x failed (status 1):\nlong\nlog\nlast\n\n").context("why");
+        assert_eq!(one_line(&err), "why: x failed (status 1): last");
+        assert_eq!(one_line(&anyhow::anyhow!("short")), "short");
     }
 
     #[test]
