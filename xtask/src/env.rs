@@ -177,13 +177,20 @@ pub fn hash_bytes(bytes: &[u8]) -> String {
 }
 
 /// An error as part of another one, without the log of a command that has
-/// failed except for the last line
+/// failed except for the line that tells the error, or the last one
 pub fn one_line(err: &anyhow::Error) -> String {
     let text = format!("{err:#}");
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let first = lines.next().unwrap_or_default();
-    match lines.next_back() {
-        Some(last) => format!("{first} {last}"),
+    let log: Vec<_> = lines.collect();
+    let is_error = |line: &&&str| {
+        // of git, apt and tar
+        ["fatal: ", "error: ", "E: ", "tar: "]
+            .iter()
+            .any(|prefix| line.starts_with(prefix))
+    };
+    match log.iter().find(is_error).or(log.last()) {
+        Some(line) => format!("{first} {line}"),
         None => first.to_owned(),
     }
 }
@@ -226,6 +233,8 @@ mod tests {
         let err = anyhow::anyhow!("x failed (status 1):\nlong\nlog\nlast\n\n").context("why");
         assert_eq!(one_line(&err), "why: x failed (status 1): last");
         assert_eq!(one_line(&anyhow::anyhow!("short")), "short");
+        let err = anyhow::anyhow!("x failed:\nfatal: no\nPlease check\n");
+        assert_eq!(one_line(&err), "x failed: fatal: no");
     }
 
     #[test]
