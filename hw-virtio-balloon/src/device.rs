@@ -4,8 +4,11 @@
 
 use std::ffi::CStr;
 
-use ::migration::{migration_in_bg_snapshot, migration_in_incoming_postcopy, VMStateDescription};
-use balloon_core::{
+use ::migration::{
+    precopy::{migration_in_bg_snapshot, migration_in_incoming_postcopy},
+    prelude::*,
+};
+use virtio_balloon_core::{
     config::{config_size, Config},
     features::{
         has_feature, offered, VIRTIO_BALLOON_F_DEFLATE_ON_OOM, VIRTIO_BALLOON_F_FREE_PAGE_HINT,
@@ -13,30 +16,30 @@ use balloon_core::{
     },
     pages::{pages_to_bytes, target_to_pages},
 };
-use bql::BqlCell;
-use hwcore::{DeviceCategory, DeviceImpl, Link, MachineState, ResetType, ResettablePhasesImpl};
-use qom::{InstanceInitFn, ObjectImpl, ObjectMethods, ObjectProperty, ParentField, Visitor};
-use system::{
-    qapi_event_send_balloon_change, ram_block_discard_is_disabled, BalloonDevice, BalloonHandler,
-    IOThread,
-};
-use util::{ensure, Result};
+use bql::prelude::*;
+use hwcore::{prelude::*, Link};
+use qom::prelude::*;
+use system::{prelude::*, ram_block_discard_is_disabled, send_balloon_change};
+use util::{prelude::*, Result};
 use virtio::{
+    bindings::{VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_ID_BALLOON},
+    prelude::*,
+    virtio_vmstate,
+};
+
+use crate::{
+    discard::Memory,
     events::{
         trace_virtio_balloon_get_config, trace_virtio_balloon_set_config,
         trace_virtio_balloon_to_target,
     },
-    virtio_device_type, virtio_vmstate, VirtIODevice, VirtioDeviceClass, VirtioDeviceImpl,
-    VirtioDeviceMethods, VirtioRealize,
+    hinting::FreePageHinting,
+    inflate::PageQueue,
+    migration::VMSTATE_BALLOON,
+    reporting::ReportQueue,
+    stats::GuestStats,
+    TYPE_VIRTIO_BALLOON,
 };
-
-use crate::{
-    discard::Memory, hinting::FreePageHinting, inflate::PageQueue, migration::VMSTATE_BALLOON,
-    reporting::ReportQueue, stats::GuestStats, TYPE_VIRTIO_BALLOON,
-};
-
-/// Virtio device ID of the "traditional" memory balloon
-const VIRTIO_ID_BALLOON: u16 = 5;
 
 /// Size of the queues for inflating, deflating and statistics
 const QUEUE_SIZE: u16 = 128;
@@ -52,9 +55,6 @@ pub const DEFLATE_QUEUE: u16 = 1;
 /// Index of the queue for statistics
 pub const STATS_QUEUE: u16 = 2;
 
-/// The device status bit with which the driver declares that it is ready
-const VIRTIO_CONFIG_S_DRIVER_OK: u8 = 4;
-
 /// A virtio memory balloon
 #[repr(C)]
 #[derive(qom::Object, hwcore::Device)]
@@ -67,12 +67,6 @@ pub struct VirtIOBalloon {
     #[property(rename = "page-poison", bit = VIRTIO_BALLOON_F_PAGE_POISON, default = true)]
     #[property(rename = "free-page-reporting", bit = VIRTIO_BALLOON_F_REPORTING, default = false)]
     host_features: u32,
-
-    /// QEMU 4.0 changed the size of the configuration space by accident, even
-    /// without `free-page-hint`, and broke migration from and to QEMU 3.1.
-    /// This property keeps the quirk for the machine types of QEMU 4.0.
-    #[property(rename = "qemu-4-0-config-size", default = false)]
-    qemu_4_0_config_size: bool,
 
     #[property(rename = "iothread")]
     pub iothread: Link<IOThread>,
@@ -116,10 +110,11 @@ impl VirtIOBalloon {
     }
 
     fn config_size(&self) -> usize {
-        config_size(self.host_features, self.qemu_4_0_config_size)
+        config_size(self.host_features)
     }
 
     fn post_init(&self) {
+        self.init_stats();
         // Not class properties: the proxies create aliases for all of those,
         // but also for the following two.
         self.add_property(
@@ -129,10 +124,6 @@ impl VirtIOBalloon {
             &ObjectProperty::new(c"guest-stats-polling-interval", c"int")
                 .getter(&Self::get_poll_interval)
                 .setter(&Self::set_poll_interval),
-        );
-        self.add_property(
-            &ObjectProperty::new(c"balloon-counters", c"balloon counters")
-                .getter(&Self::get_counters),
         );
     }
 
@@ -207,7 +198,7 @@ impl VirtIOBalloon {
         let old_actual = self.actual.replace(config.actual);
 
         if config.actual != old_actual {
-            qapi_event_send_balloon_change(self.balloon_actual());
+            send_balloon_change(self.balloon_actual());
         }
         self.poison_val
             .set(if self.has_feature(VIRTIO_BALLOON_F_PAGE_POISON) {
@@ -239,7 +230,7 @@ impl VirtIOBalloon {
 
     fn set_status(&self, status: u8) {
         if self.vm_running() {
-            let driver_ok = status & VIRTIO_CONFIG_S_DRIVER_OK != 0;
+            let driver_ok = u32::from(status) & VIRTIO_CONFIG_S_DRIVER_OK != 0;
             if self.incoming.replace(false) && driver_ok {
                 self.expect_pages();
                 self.expect_hints();
@@ -263,13 +254,6 @@ impl VirtIOBalloon {
         if typ != ResetType::RESET_TYPE_WAKEUP {
             self.stats.reset();
         }
-    }
-
-    fn class_init(klass: &mut VirtioDeviceClass) {
-        klass.class_init::<Self>();
-        klass
-            .parent
-            .set_category(DeviceCategory::DEVICE_CATEGORY_MISC);
     }
 }
 
@@ -297,7 +281,7 @@ impl ObjectImpl for VirtIOBalloon {
 
     const INSTANCE_INIT: Option<InstanceInitFn<Self>> = hwcore::instance_init!(VirtIOBalloon {
         parent: [parent_obj],
-        properties: [host_features, qemu_4_0_config_size, iothread],
+        properties: [host_features, iothread],
         num_pages: BqlCell::new(0),
         actual: BqlCell::new(0),
         poison_val: BqlCell::new(0),
@@ -311,11 +295,17 @@ impl ObjectImpl for VirtIOBalloon {
         incoming: BqlCell::new(false),
     });
     const INSTANCE_POST_INIT: Option<fn(&Self)> = Some(Self::post_init);
-    const CLASS_INIT: fn(&mut Self::Class) = Self::class_init;
+    const CLASS_INIT: fn(&mut Self::Class) = Self::Class::class_init::<Self>;
+    const CLASS_PROPERTIES: &'static [ObjectProperty<Self>] =
+        &[
+            ObjectProperty::new(c"balloon-counters", c"balloon counters")
+                .getter(&Self::get_counters),
+        ];
 }
 
 impl DeviceImpl for VirtIOBalloon {
     const VMSTATE: Option<VMStateDescription<Self>> = Some(virtio_vmstate(c"virtio-balloon", 1));
+    const CATEGORY: Option<DeviceCategory> = Some(DeviceCategory::DEVICE_CATEGORY_MISC);
 }
 
 impl ResettablePhasesImpl for VirtIOBalloon {
@@ -323,7 +313,7 @@ impl ResettablePhasesImpl for VirtIOBalloon {
 }
 
 impl VirtioDeviceImpl for VirtIOBalloon {
-    const DEVICE_ID: u16 = VIRTIO_ID_BALLOON;
+    const DEVICE_ID: u16 = VIRTIO_ID_BALLOON as u16;
     const CONFIG_SIZE: fn(&Self) -> usize = Self::config_size;
     const REALIZE: fn(&Self, &mut VirtioRealize<'_, Self>) -> Result<()> = Self::realize;
     const UNREALIZE: Option<fn(&Self)> = Some(Self::unrealize);

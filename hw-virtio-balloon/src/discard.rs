@@ -4,15 +4,19 @@
 //! back to the host
 
 use std::{
-    sync::{Mutex, MutexGuard, Once, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use balloon_core::{counters::Counters, host_pages::HostPages, BALLOON_PAGE_SIZE};
-use bql::BqlCell;
-use system::{MemoryRegionSection, RAMBlockRange, RamBlock, RamBlockId, RamBlockNotifier};
-use util::report::warn_report;
-use virtio::events::{trace_virtio_balloon_bad_addr, trace_virtio_balloon_handle_output};
+use virtio_balloon_core::{counters::Counters, host_pages::HostPages, BALLOON_PAGE_SIZE};
+use bql::prelude::*;
+use system::prelude::*;
+use util::warn_report_once;
+
+use crate::events::{
+    trace_virtio_balloon_bad_addr, trace_virtio_balloon_bad_addr_enabled,
+    trace_virtio_balloon_handle_output, trace_virtio_balloon_handle_output_enabled,
+};
 
 /// The most ranges that are discarded at once.  Linux takes 1024, and single
 /// pages are so much more expensive than ranges that it would be too long
@@ -25,14 +29,6 @@ pub const BUDGET: Duration = Duration::from_millis(2);
 /// The most memory that is discarded at once, in bytes, unless a host page is
 /// larger; this takes 1 to 3 ms.
 pub const MAX_BYTES: u64 = 16 << 20;
-
-/// Report a problem that the guest can cause as often as it likes.
-macro_rules! warn_once {
-    ($($args:tt)*) => {{
-        static ONCE: Once = Once::new();
-        ONCE.call_once(|| warn_report(format!($($args)*)));
-    }};
-}
 
 /// Which way pages go
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,17 +169,21 @@ impl<'a> Ranges<'a> {
     }
 
     fn bad(&self, start: u64, end: u64) {
-        for gpa in (start..end).step_by(BALLOON_PAGE_SIZE as usize) {
-            trace_virtio_balloon_bad_addr(gpa);
+        if trace_virtio_balloon_bad_addr_enabled() {
+            for gpa in (start..end).step_by(BALLOON_PAGE_SIZE as usize) {
+                trace_virtio_balloon_bad_addr(gpa);
+            }
         }
         self.memory
             .count(|c| c.bad_pfns += end.saturating_sub(start) / BALLOON_PAGE_SIZE);
     }
 
     fn good(&mut self, section: MemoryRegionSection, start: u64, end: u64) {
-        let name = section.region().name();
-        for gpa in (start..end).step_by(BALLOON_PAGE_SIZE as usize) {
-            trace_virtio_balloon_handle_output(name, gpa);
+        if trace_virtio_balloon_handle_output_enabled() {
+            let name = section.region().name();
+            for gpa in (start..end).step_by(BALLOON_PAGE_SIZE as usize) {
+                trace_virtio_balloon_handle_output(name, gpa);
+            }
         }
         let len = end - start;
         let pages = len / BALLOON_PAGE_SIZE;
@@ -258,7 +258,7 @@ impl<'a> Ranges<'a> {
             // The hint is for whole host pages, because there is nothing
             // smaller.
             if let Err(err) = block.advise_willneed(range.offset, range.length) {
-                warn_once!("Couldn't MADV_WILLNEED on balloon deflate: {err}");
+                warn_report_once!("Couldn't MADV_WILLNEED on balloon deflate: {err}");
             }
         }
     }
@@ -280,7 +280,7 @@ impl Memory {
             }
         });
         if let Err(err) = result {
-            warn_once!("Couldn't discard memory of the balloon: {}", err.error);
+            warn_report_once!("Couldn't discard memory of the balloon: {}", err.error);
         }
     }
 }

@@ -31,18 +31,23 @@ use std::{
     },
 };
 
-use ::migration::{migrate_postcopy_ram, PrecopyNotifier, PrecopyNotifyReason};
-use balloon_core::{features::VIRTIO_BALLOON_F_FREE_PAGE_HINT, hinting::Hinting};
-use bql::{BqlCell, BqlRefCell};
-use qom::Owned;
-use system::{main_loop_schedule_oneshot, IOThread};
-use virtio::{BottomHalf, VirtQueue, VirtQueueElement, VirtioDeviceMethods};
+use ::migration::{
+    precopy::migrate_postcopy_ram, prelude::*, InvalidError, ToMigrationStateShared,
+};
+use virtio_balloon_core::{
+    features::VIRTIO_BALLOON_F_FREE_PAGE_HINT,
+    hinting::{HintStatus, Hinting},
+};
+use bql::prelude::*;
+use qom::prelude::*;
+use system::{main_loop_schedule_oneshot, prelude::*};
+use virtio::prelude::*;
 
 use crate::device::VirtIOBalloon;
 
 /// What the I/O thread and the main loop share
 #[derive(Debug, Default)]
-struct Shared {
+pub struct Shared {
     state: Mutex<Hinting>,
     elements: Mutex<Elements>,
     /// What the driver is to see in the configuration space; a copy, so that
@@ -127,10 +132,61 @@ impl Shared {
     }
 }
 
+/// What is migrated of [`Shared`]
+#[derive(Debug, Default)]
+pub struct HintingMigration {
+    cmd_id: u32,
+    status: u32,
+}
+
+impl_vmstate_struct!(
+    HintingMigration,
+    VMStateDescriptionBuilder::<HintingMigration>::new()
+        .name(c"free-page-hinting")
+        .version_id(1)
+        .minimum_version_id(1)
+        .fields(vmstate_fields! {
+            vmstate_of!(HintingMigration, cmd_id),
+            vmstate_of!(HintingMigration, status),
+        })
+        .build()
+);
+
+impl ToMigrationState for Shared {
+    type Migrated = HintingMigration;
+
+    fn snapshot_migration_state(&self, target: &mut HintingMigration) -> Result<(), InvalidError> {
+        let state = self.update(|state| *state);
+        target.cmd_id = state.cmd_id();
+        target.status = state.status() as u32;
+        Ok(())
+    }
+
+    fn restore_migrated_state_mut(
+        &mut self,
+        source: HintingMigration,
+        version_id: u8,
+    ) -> Result<(), InvalidError> {
+        self.restore_migrated_state(source, version_id)
+    }
+}
+
+impl ToMigrationStateShared for Shared {
+    fn restore_migrated_state(
+        &self,
+        source: HintingMigration,
+        _version_id: u8,
+    ) -> Result<(), InvalidError> {
+        let status = HintStatus::try_from(source.status).map_err(|_| InvalidError)?;
+        self.update(|state| *state = Hinting::new(status, source.cmd_id));
+        Ok(())
+    }
+}
+
 /// The free page hinting part of the device
 #[derive(Default)]
 pub struct FreePageHinting {
-    shared: Arc<Shared>,
+    pub shared: Migratable<Arc<Shared>>,
     /// Set while the device is realized, and offers the feature
     worker: BqlRefCell<Option<(Owned<IOThread>, u16)>>,
     notifier: PrecopyNotifier,
@@ -138,26 +194,12 @@ pub struct FreePageHinting {
     resume_bh: BottomHalf,
     /// There may be elements that the driver will not tell about again
     pending: BqlCell<bool>,
-    /// What is migrated; only valid in between
-    pub migrated_cmd_id: BqlCell<u32>,
-    /// See `migrated_cmd_id`
-    pub migrated_status: BqlCell<u32>,
 }
 
 impl FreePageHinting {
     /// What the driver sees in the configuration space
     pub fn config_cmd_id(&self) -> u32 {
         self.shared.config_cmd_id.load(Ordering::Relaxed)
-    }
-
-    /// The state to be migrated
-    pub fn state(&self) -> Hinting {
-        self.shared.update(|state| *state)
-    }
-
-    /// Use a state that was migrated.
-    pub fn set_state(&self, new: Hinting) {
-        self.shared.update(|state| *state = new);
     }
 
     fn queue_index(&self) -> Option<u16> {
@@ -220,7 +262,7 @@ impl VirtIOBalloon {
     fn schedule_worker(&self) {
         let worker = self.hinting.worker.borrow();
         if let Some((iothread, _)) = &*worker {
-            let shared = Arc::clone(&self.hinting.shared);
+            let shared = Arc::<Shared>::clone(&self.hinting.shared);
             let dev = self.to_owned_ref();
             iothread.schedule_oneshot(move || {
                 while shared.process_next() {}

@@ -8,19 +8,39 @@
 //! Besides, the driver can send statistics, hint to migration which pages are
 //! free, and report free pages for the host to reclaim.
 //!
-//! What does not depend on QEMU is in the `balloon_core` crate.
+//! What does not depend on QEMU is in the `virtio_balloon_core` crate.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 use std::ffi::CStr;
 
 mod device;
 mod discard;
+mod events;
 mod hinting;
 mod inflate;
 mod migration;
 mod reporting;
 mod stats;
+
+/// The core crate does not depend on QEMU, and therefore has the constants of
+/// the specification by itself.
+const _: () = {
+    use virtio::bindings;
+    use virtio_balloon_core::{features, hinting, pages, stats};
+
+    assert!(features::VIRTIO_BALLOON_F_STATS_VQ == bindings::VIRTIO_BALLOON_F_STATS_VQ);
+    assert!(
+        features::VIRTIO_BALLOON_F_DEFLATE_ON_OOM == bindings::VIRTIO_BALLOON_F_DEFLATE_ON_OOM
+    );
+    assert!(features::VIRTIO_BALLOON_F_FREE_PAGE_HINT == bindings::VIRTIO_BALLOON_F_FREE_PAGE_HINT);
+    assert!(features::VIRTIO_BALLOON_F_PAGE_POISON == bindings::VIRTIO_BALLOON_F_PAGE_POISON);
+    assert!(features::VIRTIO_BALLOON_F_REPORTING == bindings::VIRTIO_BALLOON_F_REPORTING);
+    assert!(hinting::VIRTIO_BALLOON_CMD_ID_STOP == bindings::VIRTIO_BALLOON_CMD_ID_STOP);
+    assert!(hinting::VIRTIO_BALLOON_CMD_ID_DONE == bindings::VIRTIO_BALLOON_CMD_ID_DONE);
+    assert!(pages::VIRTIO_BALLOON_PFN_SHIFT == bindings::VIRTIO_BALLOON_PFN_SHIFT);
+    assert!(stats::VIRTIO_BALLOON_S_NR == bindings::VIRTIO_BALLOON_S_NR as usize);
+};
 
 /// Name of the QOM type; the C implementation has the same.
 pub const TYPE_VIRTIO_BALLOON: &CStr = c"virtio-balloon-device";

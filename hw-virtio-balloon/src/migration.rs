@@ -2,15 +2,9 @@
 
 //! Migration format; the same as that of the C implementation
 
-use balloon_core::{
-    features::{VIRTIO_BALLOON_F_FREE_PAGE_HINT, VIRTIO_BALLOON_F_PAGE_POISON},
-    hinting::{HintStatus, Hinting},
-};
-use migration::{
-    vmstate_fields, vmstate_of, vmstate_subsections, Infallible, InvalidError, VMStateDescription,
-    VMStateDescriptionBuilder,
-};
-use virtio::VirtioDeviceMethods;
+use virtio_balloon_core::features::{VIRTIO_BALLOON_F_FREE_PAGE_HINT, VIRTIO_BALLOON_F_PAGE_POISON};
+use migration::{prelude::*, Infallible};
+use virtio::prelude::*;
 
 use crate::device::VirtIOBalloon;
 
@@ -25,21 +19,6 @@ impl VirtIOBalloon {
         self.has_feature(VIRTIO_BALLOON_F_FREE_PAGE_HINT)
     }
 
-    fn hinting_pre_save(&self) -> Result<(), Infallible> {
-        let state = self.hinting.state();
-        self.hinting.migrated_cmd_id.set(state.cmd_id());
-        self.hinting.migrated_status.set(state.status() as u32);
-        Ok(())
-    }
-
-    fn hinting_post_load(&self, _version_id: u8) -> Result<(), InvalidError> {
-        let status =
-            HintStatus::try_from(self.hinting.migrated_status.get()).map_err(|_| InvalidError)?;
-        self.hinting
-            .set_state(Hinting::new(status, self.hinting.migrated_cmd_id.get()));
-        Ok(())
-    }
-
     fn page_poison_needed(&self) -> bool {
         self.has_feature(VIRTIO_BALLOON_F_PAGE_POISON)
     }
@@ -52,11 +31,8 @@ static VMSTATE_FREE_PAGE_HINT: VMStateDescription<VirtIOBalloon> =
         .version_id(1)
         .minimum_version_id(1)
         .needed(&VirtIOBalloon::hinting_needed)
-        .pre_save(&VirtIOBalloon::hinting_pre_save)
-        .post_load(&VirtIOBalloon::hinting_post_load)
         .fields(vmstate_fields! {
-            vmstate_of!(VirtIOBalloon, hinting.migrated_cmd_id),
-            vmstate_of!(VirtIOBalloon, hinting.migrated_status),
+            vmstate_of!(VirtIOBalloon, hinting.shared),
         })
         .build();
 

@@ -4,16 +4,14 @@
 
 use std::time::Instant;
 
-use bql::{BqlCell, BqlRefCell};
-use system::{RAMBlockRange, RamBlock};
-use virtio::{
-    events::trace_virtio_balloon_bad_addr, BottomHalf, InBuffer, VirtQueue, VirtQueueElement,
-    VirtioDeviceMethods,
-};
+use bql::prelude::*;
+use system::prelude::*;
+use virtio::prelude::*;
 
 use crate::{
     device::VirtIOBalloon,
     discard::{BUDGET, MAX_BYTES},
+    events::trace_virtio_balloon_bad_addr,
 };
 
 /// The work that was not finished when the time was up
@@ -179,7 +177,7 @@ fn reported_range<'a>(buf: &InBuffer<'a>) -> Option<(RamBlock<'a>, u64, u64)> {
         return None;
     };
 
-    let len = buf.range.len() as u64;
+    let len = buf.range.size() as u64;
     let in_block = offset
         .checked_add(len)
         .is_some_and(|end| end <= block.used_length());

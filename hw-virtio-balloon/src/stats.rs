@@ -10,17 +10,13 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use balloon_core::{
+use virtio_balloon_core::{
     features::VIRTIO_BALLOON_F_STATS_VQ,
     stats::{check_poll_interval, Stats},
 };
-use bql::{BqlCell, BqlRefCell};
-use qom::Visitor;
-use util::{
-    timer::{EmbeddedTimer, Timer, CLOCK_VIRTUAL},
-    Error, Result,
-};
-use virtio::{OutReader, VirtQueue, VirtQueueElement, VirtioDeviceMethods};
+use bql::prelude::*;
+use util::{prelude::*, Error, Result};
+use virtio::prelude::*;
 
 use crate::device::{VirtIOBalloon, STATS_QUEUE};
 
@@ -32,8 +28,8 @@ pub struct GuestStats {
     element: BqlRefCell<Option<VirtQueueElement>>,
     /// In seconds; 0 if statistics are not polled
     poll_interval: BqlCell<u32>,
-    /// Exists while statistics are polled
-    timer: EmbeddedTimer,
+    /// Only armed while statistics are polled
+    timer: Timer,
 }
 
 impl GuestStats {
@@ -60,7 +56,7 @@ impl GuestStats {
 
     fn set_timer(&self, seconds: u32) {
         self.timer
-            .modify(CLOCK_VIRTUAL.get_ms() + i64::from(seconds) * 1000);
+            .modify(CLOCK_VIRTUAL.get_ms() + u64::from(seconds) * 1000);
     }
 
     /// Poll again after the configured interval, if polling is enabled.
@@ -78,6 +74,13 @@ fn read_stat(reader: &mut OutReader<'_>) -> Option<(u16, u64)> {
 }
 
 impl VirtIOBalloon {
+    /// The device was created; nothing is polled yet.
+    pub fn init_stats(&self) {
+        Timer::init_embedded(self, CLOCK_VIRTUAL, Timer::MS, Self::poll_stats, |dev| {
+            &dev.stats.timer
+        });
+    }
+
     /// The driver has sent statistics.
     pub fn handle_stats(&self, vq: VirtQueue<'_>) {
         if let Some(elem) = vq.pop() {
@@ -163,15 +166,8 @@ impl VirtIOBalloon {
         }
 
         self.stats.poll_interval.set(value);
-        if old == 0 {
-            // start with an immediate request
-            self.stats
-                .timer
-                .init(self, CLOCK_VIRTUAL, Timer::MS, Self::poll_stats);
-            self.stats.set_timer(0);
-        } else {
-            self.stats.set_timer(value);
-        }
+        // Start with an immediate request.
+        self.stats.set_timer(if old == 0 { 0 } else { value });
         Ok(())
     }
 }

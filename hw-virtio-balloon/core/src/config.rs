@@ -29,10 +29,9 @@ pub struct Config {
 /// Size of the configuration space in bytes.
 ///
 /// Adding a field changes what is migrated, hence the ones that belong to
-/// optional features are left out without them.  QEMU 4.0 did not do that;
-/// `qemu_4_0_config_size` is for its machine types.
-pub const fn config_size(host_features: u32, qemu_4_0_config_size: bool) -> usize {
-    if qemu_4_0_config_size || has_feature(host_features, VIRTIO_BALLOON_F_PAGE_POISON) {
+/// optional features are left out without them.
+pub const fn config_size(host_features: u32) -> usize {
+    if has_feature(host_features, VIRTIO_BALLOON_F_PAGE_POISON) {
         END
     } else if has_feature(host_features, VIRTIO_BALLOON_F_FREE_PAGE_HINT) {
         POISON_VAL
@@ -82,14 +81,11 @@ mod tests {
 
     #[test]
     fn size_for_each_feature_mix() {
-        assert_eq!(config_size(0, false), 8);
-        assert_eq!(config_size(HINT, false), 12);
-        assert_eq!(config_size(POISON, false), 16);
-        assert_eq!(config_size(HINT | POISON, false), 16);
-        assert_eq!(config_size(1 << 2 | 1 << 5, false), 8);
-        for features in [0, HINT, POISON, HINT | POISON] {
-            assert_eq!(config_size(features, true), 16);
-        }
+        assert_eq!(config_size(0), 8);
+        assert_eq!(config_size(HINT), 12);
+        assert_eq!(config_size(POISON), 16);
+        assert_eq!(config_size(HINT | POISON), 16);
+        assert_eq!(config_size(1 << 2 | 1 << 5), 8);
     }
 
     const CONFIG: Config = Config {

@@ -3,7 +3,7 @@
 //! The logic of virtio-balloon that needs nothing from QEMU.
 //!
 //! There is no FFI and no unsafe code here, so that the tests of this crate run
-//! with plain `cargo test`, with Miri, and in a fuzzer.
+//! with plain `cargo test`.
 //!
 //! Sizes are in bytes unless they are called pages; a page is always a balloon
 //! page of 4096 bytes ([`BALLOON_PAGE_SIZE`]), whatever page size the guest and

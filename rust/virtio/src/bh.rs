@@ -8,15 +8,15 @@ use std::{
     ptr::NonNull,
 };
 
-use bql::BqlRefCell;
+use bql::prelude::*;
 use common::{assert_embedded, callbacks::FnCall};
-use hwcore::DeviceState;
-use qom::{prelude::*, Owned};
+use hwcore::prelude::*;
+use qom::prelude::*;
 
 use crate::{bindings, device::VirtIODevice};
 
 struct Inner {
-    bh: NonNull<bindings::QEMUBH>,
+    bh: NonNull<util::bindings::QEMUBH>,
     /// Owns the reentrancy guard
     _transport: Owned<DeviceState>,
 }
@@ -95,7 +95,7 @@ impl BottomHalf {
     pub fn schedule(&self) {
         if let Some(inner) = &*self.0.borrow() {
             // SAFETY: the bottom half exists, because delete() clears the field
-            unsafe { bindings::qemu_bh_schedule(inner.bh.as_ptr()) }
+            unsafe { util::bindings::qemu_bh_schedule(inner.bh.as_ptr()) }
         }
     }
 
@@ -103,7 +103,7 @@ impl BottomHalf {
     pub fn cancel(&self) {
         if let Some(inner) = &*self.0.borrow() {
             // SAFETY: see schedule()
-            unsafe { bindings::qemu_bh_cancel(inner.bh.as_ptr()) }
+            unsafe { util::bindings::qemu_bh_cancel(inner.bh.as_ptr()) }
         }
     }
 
@@ -113,7 +113,7 @@ impl BottomHalf {
         let inner = self.0.borrow_mut().take();
         if let Some(inner) = inner {
             // SAFETY: created by init() and deleted only here
-            unsafe { bindings::qemu_bh_delete(inner.bh.as_ptr()) }
+            unsafe { util::bindings::qemu_bh_delete(inner.bh.as_ptr()) }
         }
     }
 }

@@ -10,12 +10,13 @@ use std::{
 
 pub use bindings::VirtioDeviceClass;
 use common::{callbacks::FnCall, Opaque, Zeroable};
-use hwcore::{DeviceImpl, DeviceState};
+use hwcore::prelude::*;
 use migration::{
     bindings::{VMStateField, VMStateFlags},
-    vmstate_fields_ref, VMStateDescription, VMStateDescriptionBuilder,
+    prelude::*,
+    vmstate_fields_ref,
 };
-use qom::{prelude::*, Owned};
+use qom::prelude::*;
 use util::{Error, Result};
 
 use crate::{bindings, queue::VirtQueue};
@@ -330,10 +331,16 @@ unsafe extern "C" fn rust_set_status_fn<T: VirtioDeviceImpl>(
     0
 }
 
-impl VirtioDeviceClass {
-    /// Fill in the virtual methods of `VirtioDeviceClass` based on the
+/// Methods of the class struct, as an extension trait because it is defined by
+/// another crate
+pub trait VirtioDeviceClassExt {
+    /// Fill in the virtual methods of [`VirtioDeviceClass`] based on the
     /// definitions in the [`VirtioDeviceImpl`] trait.
-    pub fn class_init<T: VirtioDeviceImpl>(&mut self) {
+    fn class_init<T: VirtioDeviceImpl>(&mut self);
+}
+
+impl VirtioDeviceClassExt for VirtioDeviceClass {
+    fn class_init<T: VirtioDeviceImpl>(&mut self) {
         // virtio_device_realize() must not be overridden
         const { assert!(<T as DeviceImpl>::REALIZE.is_none()) };
 

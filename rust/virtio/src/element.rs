@@ -10,8 +10,8 @@ use std::{
 };
 
 use glib_sys::g_free;
-use qom::Owned;
-use system::HostRange;
+use qom::prelude::*;
+use system::prelude::*;
 
 use crate::{
     bindings,

@@ -15,19 +15,7 @@
 //!
 //! * [`OutReader`] reads what the driver wrote into an element.
 
-::trace::include_trace!("hw_virtio");
-
-/// Trace points of `hw/virtio`, as far as they are used by devices in Rust and
-/// have no arguments that are raw pointers
-pub mod events {
-    pub use super::trace::{
-        trace_virtio_balloon_bad_addr, trace_virtio_balloon_get_config,
-        trace_virtio_balloon_handle_output, trace_virtio_balloon_set_config,
-        trace_virtio_balloon_to_target,
-    };
-}
-
-pub mod bindings;
+pub use virtio_sys as bindings;
 
 mod bh;
 pub use bh::*;
@@ -37,6 +25,11 @@ pub use device::*;
 
 mod element;
 pub use element::*;
+
+// preserve one-item-per-"use" syntax, it is clearer
+// for prelude-like modules
+#[rustfmt::skip]
+pub mod prelude;
 
 mod queue;
 pub use queue::*;

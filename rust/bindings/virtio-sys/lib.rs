@@ -18,13 +18,11 @@
     clippy::too_many_arguments
 )]
 
-use glib_sys::{
-    guint, GArray, GByteArray, GHashTable, GHashTableIter, GList, GPollFD, GPtrArray, GSList,
-    GSource, GString,
-};
-use hwcore::bindings::{DeviceClass, DeviceState};
-use migration::bindings::{VMStateDescription, VMStateInfo};
-use util::bindings::Error;
+use hwcore_sys::{DeviceClass, DeviceRealize, DeviceState, DeviceUnrealize};
+use migration_sys::{VMStateDescription, VMStateInfo};
+use qom_sys::Object;
+use system_sys::{hwaddr, AddressSpace, MemoryListener, MemoryRegion, MemoryRegionSection};
+use util_sys::{AioContext, Error, EventNotifier, QEMUBHFunc, QEMUFile, QEMUBH};
 
 #[cfg(MESON)]
 include!("bindings.inc.rs");
