@@ -42,13 +42,7 @@ pub const GUEST_PACKAGES: &[&str] = &["busybox-static", "cpio", "kmod", "xz-util
 
 /// Whether packages can be installed
 pub fn is_root() -> bool {
-    let sh = Shell::new();
-    sh.is_ok_and(|sh| {
-        cmd!(sh, "id -u")
-            .quiet()
-            .read()
-            .is_ok_and(|uid| uid.trim() == "0")
-    })
+    nix::unistd::geteuid().is_root()
 }
 
 fn is_installed(sh: &Shell, package: &str) -> bool {
