@@ -4,7 +4,7 @@
 
 use std::{
     env::{join_paths, split_paths, var_os},
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -15,10 +15,14 @@ use clap::ValueEnum;
 
 use crate::{
     env::{remove, sha256_of, Env},
-    source::Source,
+    source::{forget_crates, Source},
+    version::QEMU,
 };
 
 const BINDGEN_VERSION: &str = "0.73.2";
+
+/// In a build directory: written when configure has succeeded
+const CONFIGURED: &str = "xtask-configured";
 
 /// Which implementation of the device QEMU has
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -106,7 +110,7 @@ impl Tools {
                 Command::new("python3").args(["-m", "venv"]).arg(&venv),
             )?;
             env.run(
-                "installing meson",
+                "installing meson and other Python packages",
                 Command::new(venv.join("bin/pip"))
                     .args(["install", "--require-hashes", "--no-deps", "-r"])
                     .arg(&requirements),
@@ -172,7 +176,15 @@ impl Build {
         target: Target,
         qemu_src: Option<&str>,
     ) -> Result<Self> {
-        let source = Source::prepare(env, qemu_src)?;
+        Self::configured(env, Source::prepare(env, qemu_src)?, device, target)
+    }
+
+    /// Configure a source tree, unless that was done before.
+    ///
+    /// # Errors
+    ///
+    /// Fails if it cannot be configured.
+    pub fn configured(env: &Env, source: Source, device: Device, target: Target) -> Result<Self> {
         let tools = Tools::provide(env, device == Device::Rust)?;
         let dir = build_dir(env, &source.key, device, target);
         let this = Self {
@@ -183,14 +195,18 @@ impl Build {
             tools,
             ccache: env.cache.join("ccache"),
         };
-        if !this.dir.join("build.ninja").exists() {
-            this.configure(env)?;
+        let args = this.configure_args();
+        let stamp = this.dir.join(CONFIGURED);
+        let wanted = this.stamp(&args);
+        if !fs::read_to_string(&stamp).is_ok_and(|s| s == wanted) {
+            this.configure(env, &args)?;
+            fs::write(stamp, wanted)?;
         }
         Ok(this)
     }
 
     /// A command that runs in the build directory, with the tools in the path.
-    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut cmd = Command::new(program);
         cmd.current_dir(&self.dir)
             .env("PATH", self.tools.path())
@@ -213,20 +229,18 @@ impl Build {
         self.dir.join("pyvenv/bin/meson")
     }
 
-    fn configure(&self, env: &Env) -> Result<()> {
-        env.need_space(4)?;
-        remove(&self.dir)?;
-        fs::create_dir_all(&self.dir)?;
-
-        let have_ccache = Command::new("ccache").arg("--version").output().is_ok();
-        let mut cmd = self.command(self.source.dir.join("configure"));
-        cmd.arg(format!("--python={}", self.python().display()))
-            .arg(format!("--target-list={}-softmmu", self.target.name()))
-            .args(match self.device {
-                Device::Rust => ["--enable-rust"],
-                Device::C => ["--disable-rust"],
-            })
-            .args([
+    fn configure_args(&self) -> Vec<String> {
+        let mut args = vec![
+            format!("--python={}", self.python().display()),
+            format!("--target-list={}-softmmu", self.target.name()),
+            match self.device {
+                Device::Rust => "--enable-rust",
+                Device::C => "--disable-rust",
+            }
+            .to_owned(),
+        ];
+        args.extend(
+            [
                 "--without-default-features",
                 "--enable-system",
                 "--enable-tcg",
@@ -237,21 +251,49 @@ impl Build {
                 "--disable-guest-agent",
                 "--disable-install-blobs",
                 "--disable-download",
-            ]);
-        if have_ccache {
-            cmd.arg("--cc=ccache cc");
+            ]
+            .map(str::to_owned),
+        );
+        if Command::new("ccache").arg("--version").output().is_ok() {
+            args.push("--cc=ccache cc".to_owned());
         }
+        args
+    }
+
+    /// What the build directory was configured with, so that it is made again if
+    /// that changes: meson would keep the old tools and options.
+    fn stamp(&self, args: &[String]) -> String {
+        let tools = [self.tools.bin.as_os_str(), self.tools.venv.as_os_str()];
+        let parts: Vec<_> = tools
+            .into_iter()
+            .map(OsStr::as_encoded_bytes)
+            .chain(args.iter().map(String::as_bytes))
+            .collect();
+        sha256_of(&parts)
+    }
+
+    fn configure(&self, env: &Env, args: &[String]) -> Result<()> {
+        env.need_space(4)?;
+        remove(&self.dir)?;
+        fs::create_dir_all(&self.dir)?;
         let what = format!(
             "configuring QEMU for {} with the {} device",
             self.target.name(),
             self.device.name()
         );
-        let result = env.run(&what, &mut cmd);
-        if result.is_err() {
-            // Do not take it for configured next time
-            remove(&self.dir.join("build.ninja"))?;
-        }
-        result
+        env.run(
+            &what,
+            self.command(self.source.dir.join("configure")).args(args),
+        )
+    }
+
+    /// Have all crates built again.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a file cannot be removed.
+    pub fn forget_crates(&self) -> Result<()> {
+        forget_crates(&self.dir)
     }
 
     /// Build the given targets.
@@ -319,7 +361,7 @@ impl Build {
 /// Fails if it was not built.
 pub fn built_qemu(env: &Env, device: Device, target: Target) -> Result<PathBuf> {
     let name = format!("qemu-system-{}", target.name());
-    let path = build_dir(env, "10.2.2", device, target).join(name);
+    let path = build_dir(env, QEMU.number, device, target).join(name);
     if !is_executable(&path) {
         bail!(
             "not built yet: run cargo xtask build --device {} --target {}",

@@ -6,15 +6,19 @@ use std::{
     env,
     fmt::Write as _,
     fs::{self, File},
-    io::{BufRead, BufReader, IsTerminal, Write},
+    io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{bail, Context, Result};
-use fs2::FileExt;
+use fs4::{FileExt, TryLockError};
+use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
+
+/// How often to tell the progress, if that goes to a file
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(20);
 
 /// The environment of a command
 pub struct Env {
@@ -50,9 +54,16 @@ impl Env {
         fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
 
         let lock = File::create(cache.join("lock"))?;
-        if lock.try_lock_exclusive().is_err() {
-            eprintln!("waiting for another cargo xtask to finish");
-            lock.lock_exclusive()?;
+        // Newer versions of the standard library have methods of the same names.
+        match FileExt::try_lock(&lock) {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                eprintln!("waiting for another cargo xtask to finish");
+                FileExt::lock(&lock)?;
+            }
+            Err(TryLockError::Error(err)) => {
+                return Err(err).with_context(|| format!("cannot lock {}", cache.display()));
+            }
         }
         Ok(Self {
             repo,
@@ -88,30 +99,31 @@ impl Env {
             .spawn()
             .with_context(|| format!("cannot run {}", cmd.get_program().to_string_lossy()))?;
 
-        let tty = std::io::stderr().is_terminal();
+        // It draws nothing if standard error is not a terminal.
+        let bar = if self.quiet {
+            ProgressBar::hidden()
+        } else {
+            ProgressBar::no_length()
+        };
+        bar.set_style(ProgressStyle::with_template("  [{bar:30}] {pos}/{len}")?);
         let mut last = Instant::now();
         if let Some(out) = child.stdout.take() {
             for line in BufReader::new(out).split(b'\n') {
                 let line = line?;
                 log.write_all(&line)?;
                 log.write_all(b"\n")?;
-                let interval = Duration::from_millis(if tty { 200 } else { 20_000 });
-                if !self.quiet && last.elapsed() > interval {
+                let Some((done, all)) = progress(&String::from_utf8_lossy(&line)) else {
+                    continue;
+                };
+                bar.set_length(all);
+                bar.set_position(done);
+                if bar.is_hidden() && last.elapsed() > PROGRESS_INTERVAL {
                     last = Instant::now();
-                    let line = String::from_utf8_lossy(&line);
-                    if let Some(step) = progress(&line) {
-                        if tty {
-                            eprint!("\r\x1b[K  {what}: {step}");
-                        } else {
-                            self.say(&format!("{what}: {step}"));
-                        }
-                    }
+                    self.say(&format!("{what}: {done} of {all}"));
                 }
             }
         }
-        if tty && !self.quiet {
-            eprint!("\r\x1b[K");
-        }
+        bar.finish_and_clear();
 
         let status = child.wait()?;
         if !status.success() {
@@ -129,7 +141,7 @@ impl Env {
     ///
     /// Fails if there is too little space.
     pub fn need_space(&self, gib: u64) -> Result<()> {
-        let free = fs2::available_space(&self.cache)?;
+        let free = fs4::available_space(&self.cache)?;
         if free < gib << 30 {
             bail!(
                 "{} has {} MiB left, but about {gib} GiB are needed; free some space or set \
@@ -142,11 +154,10 @@ impl Env {
     }
 }
 
-/// The `[n/m]` at the start of a line of ninja's output
-fn progress(line: &str) -> Option<&str> {
-    let end = line.strip_prefix('[')?.find(']')? + 2;
-    let step = &line[..end];
-    step.contains('/').then_some(step)
+/// The numbers in the `[n/m]` at the start of a line of ninja's output
+fn progress(line: &str) -> Option<(u64, u64)> {
+    let (done, all) = line.strip_prefix('[')?.split_once(']')?.0.split_once('/')?;
+    Some((done.trim().parse().ok()?, all.trim().parse().ok()?))
 }
 
 /// SHA-256 of a file, in hexadecimal
@@ -169,6 +180,30 @@ pub fn sha256_of(parts: &[&[u8]]) -> String {
         hash.update(part);
     }
     hex(&hash.finalize())
+}
+
+/// SHA-256 of a byte string, in hexadecimal
+pub fn hash_bytes(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// An error as part of another one, without the log of a command that has
+/// failed except for the line that tells the error, or the last one
+pub fn one_line(err: &anyhow::Error) -> String {
+    let text = format!("{err:#}");
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let first = lines.next().unwrap_or_default();
+    let log: Vec<_> = lines.collect();
+    let is_error = |line: &&&str| {
+        // of git, apt and tar
+        ["fatal: ", "error: ", "E: ", "tar: "]
+            .iter()
+            .any(|prefix| line.starts_with(prefix))
+    };
+    match log.iter().find(is_error).or_else(|| log.last()) {
+        Some(line) => format!("{first} {line}"),
+        None => first.to_owned(),
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -198,10 +233,20 @@ mod tests {
 
     #[test]
     fn ninja_progress() {
-        assert_eq!(progress("[12/345] Compiling x.c"), Some("[12/345]"));
+        assert_eq!(progress("[12/345] Compiling x.c"), Some((12, 345)));
+        assert_eq!(progress("[ 3/45] x"), Some((3, 45)));
         assert_eq!(progress("[note] no numbers"), None);
         assert_eq!(progress("FAILED: x.o"), None);
         assert_eq!(progress("["), None);
+    }
+
+    #[test]
+    fn errors_in_one_line() {
+        let log = anyhow::anyhow!("x failed (status 1):\nlong\nlog\nlast\n\n").context("why");
+        assert_eq!(one_line(&log), "why: x failed (status 1): last");
+        assert_eq!(one_line(&anyhow::anyhow!("short")), "short");
+        let git = anyhow::anyhow!("x failed:\nfatal: no\nPlease check\n");
+        assert_eq!(one_line(&git), "x failed: fatal: no");
     }
 
     #[test]

@@ -19,10 +19,11 @@ use crate::{
     build::{Build, Device, Target},
     env::{remove, sha256_of, Env},
     source::RunQuiet,
+    version::KERNELS,
 };
 
-/// The suite whose kernel the demo and the tests use: Linux 6.1
-pub const SUITE: &str = "bookworm";
+/// The suite whose kernel the demo uses
+pub const SUITE: &str = KERNELS[0].0;
 
 /// What the guest needs to find the balloon; modules that they depend on are
 /// added
@@ -52,6 +53,8 @@ pub struct Assets {
     pub kernel: PathBuf,
     /// The initramfs
     pub initrd: PathBuf,
+    /// The version of the kernel
+    pub release: String,
 }
 
 /// Get the kernel of a Debian suite, and make an initramfs for it.
@@ -65,12 +68,13 @@ pub fn provision(env: &Env, suite: &str) -> Result<Assets> {
         .cache
         .join("guest")
         .join(format!("{suite}-amd64-{}", &hash[..12]));
-    let assets = Assets {
+    let assets = |release| Assets {
         kernel: dir.join("vmlinuz"),
         initrd: dir.join("initrd.gz"),
+        release,
     };
-    if dir.exists() {
-        return Ok(assets);
+    if let Ok(release) = fs::read_to_string(dir.join("release")) {
+        return Ok(assets(release));
     }
 
     apt::ensure_packages(env, apt::GUEST_PACKAGES)?;
@@ -130,10 +134,12 @@ pub fn provision(env: &Env, suite: &str) -> Result<Assets> {
     )
     .run_quiet()?;
 
+    fs::write(tmp.join("release"), &release)?;
     remove(&root)?;
     remove(&initramfs)?;
+    remove(&dir)?;
     fs::rename(&tmp, &dir)?;
-    Ok(assets)
+    Ok(assets(release))
 }
 
 /// The release of a kernel image: `boot/vmlinuz-RELEASE`, or (since Debian 14)

@@ -7,9 +7,11 @@ mod bench;
 mod build;
 mod env;
 mod guest;
+mod manifest;
 mod series;
 mod source;
 mod test;
+mod version;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -20,6 +22,7 @@ use crate::{
     build::{built_qemu, Build, Device, Target},
     env::Env,
     test::Suite,
+    version::QEMU,
 };
 
 /// virtio-balloon in Rust for QEMU
@@ -49,8 +52,9 @@ enum Cmd {
     Build {
         #[command(flatten)]
         what: What,
-        /// Source of QEMU 10.2.x: a directory, a tarball, or a git repository
-        /// [default: 10.2.2 from the Debian mirror]
+        /// Source of QEMU: a directory, a tarball, or a git repository
+        /// [default: the version that the series is made for, from the directory
+        /// `QEMU_SOURCES`, the Debian mirror or upstream's repository]
         #[arg(long)]
         qemu_src: Option<String>,
     },
@@ -64,7 +68,7 @@ enum Cmd {
     Demo,
     /// Make a guest with the kernel of a Debian suite, for tests of one's own
     Guest {
-        /// bookworm (Linux 6.1), trixie (6.12) or sid
+        /// For example bookworm, trixie or sid
         #[arg(long, default_value = guest::SUITE)]
         suite: String,
     },
@@ -92,6 +96,10 @@ enum Cmd {
         #[arg(long)]
         chart: Option<PathBuf>,
     },
+    /// Write down which files the pinned tarball of QEMU has, for those who work
+    /// on a new version
+    #[command(hide = true)]
+    Manifest,
     /// Export all as a series of patches for git am
     Series {
         /// Directory for the patches
@@ -124,6 +132,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
             json,
             chart,
         } => bench::run(&env, reps, &only, json.as_deref(), chart.as_deref())?,
+        Cmd::Manifest => {
+            let hash = manifest::write(&env)?;
+            println!("{} is written; tree_sha256: {hash}", QEMU.manifest);
+        }
         Cmd::Series { out } => {
             let count = series::export(&env, &out)?;
             println!("{count} patches in {}", out.display());

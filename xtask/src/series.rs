@@ -7,25 +7,31 @@
 //! built after each patch.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
 
-use anyhow::{ensure, Context, Result};
+use anyhow::{anyhow, bail, ensure, Context, Result};
 use xshell::{cmd, Shell};
 
 use crate::{
+    build::{Build, Device, Target},
     env::{remove, Env},
-    source::{mounted_files, RunQuiet, Source},
+    source::{mounted_files, patches_in, quirks, RunQuiet, Source},
+    version::QEMU,
 };
 
-/// A line of `patches/series`: a patch, and the directories in QEMU's tree whose
-/// new files go with it
+/// The name of the cover letter.  It does not end in `.patch`, because `git am`
+/// stops at a mail without a patch.
+const COVER_LETTER: &str = "0000-cover-letter.txt";
+
+/// A line of `patches/series`: a patch, and the files and directories in QEMU's
+/// tree that are new with it
 #[derive(Debug, PartialEq, Eq)]
 struct Step {
     patch: String,
-    dirs: Vec<PathBuf>,
+    paths: Vec<PathBuf>,
 }
 
 fn parse(text: &str) -> Vec<Step> {
@@ -35,10 +41,48 @@ fn parse(text: &str) -> Vec<Step> {
             let mut words = line.split_whitespace();
             Some(Step {
                 patch: words.next()?.to_owned(),
-                dirs: words.map(PathBuf::from).collect(),
+                paths: words.map(PathBuf::from).collect(),
             })
         })
         .collect()
+}
+
+/// Divide the new files among the patches.  A file goes with the patch that
+/// names the longest part of its path, so that it can be named by itself although
+/// its directory goes with another patch.
+fn assign<'a>(
+    steps: &[Step],
+    files: &'a [(PathBuf, PathBuf)],
+) -> Result<BTreeMap<usize, Vec<&'a (PathBuf, PathBuf)>>> {
+    let mut result: BTreeMap<usize, Vec<_>> = BTreeMap::new();
+    let mut used = BTreeSet::new();
+    for file in files {
+        let (step, path) = steps
+            .iter()
+            .enumerate()
+            .flat_map(|(i, step)| step.paths.iter().map(move |path| (i, path)))
+            .filter(|(_, path)| file.1.starts_with(path))
+            .max_by_key(|(_, path)| path.components().count())
+            .ok_or_else(|| {
+                anyhow!(
+                    "patches/series does not say with which patch {} goes",
+                    file.1.display()
+                )
+            })?;
+        used.insert(path);
+        result.entry(step).or_default().push(file);
+    }
+    for step in steps {
+        for path in &step.paths {
+            ensure!(
+                used.contains(path),
+                "patches/series: there are no files for {} ({})",
+                path.display(),
+                step.patch
+            );
+        }
+    }
+    Ok(result)
 }
 
 fn steps(env: &Env) -> Result<Vec<Step>> {
@@ -49,7 +93,7 @@ fn steps(env: &Env) -> Result<Vec<Step>> {
         .map(|s| dir.join("qemu").join(&s.patch))
         .collect();
     ensure!(
-        named == crate::source::patches_in(&dir.join("qemu"))?,
+        named == patches_in(&dir.join("qemu"))?,
         "patches/series does not list exactly the files in patches/qemu, in order"
     );
     Ok(steps)
@@ -69,12 +113,14 @@ fn add_worktree(
     let patterns: BTreeSet<_> = edited
         .lines()
         .filter_map(|line| Path::new(line.split('\t').nth(2)?).parent())
-        .map(Path::to_owned)
-        .chain(more)
-        .map(|path| match path.to_string_lossy().as_ref() {
+        .map(|parent| match parent.to_string_lossy().as_ref() {
             "" => "/*\n!/*/\n".to_owned(),
             path => format!("/{path}/\n"),
         })
+        .chain(
+            more.into_iter()
+                .map(|path| format!("/{}\n", path.display())),
+        )
         .collect();
 
     remove(dir)?;
@@ -99,43 +145,45 @@ fn add_worktree(
 ///
 /// Fails if the series does not apply, or misses files of this checkout.
 pub fn export(env: &Env, out: &Path) -> Result<usize> {
-    let source = Source::prepare(env, None)?;
     let steps = steps(env)?;
-    let mut files = mounted_files(env)?;
-
-    fs::create_dir_all(out)?;
-    let out = fs::canonicalize(out)?;
+    let files = mounted_files(env)?;
+    let new = assign(&steps, &files)?;
+    let cover_letter = fs::read_to_string(env.repo.join("patches/cover-letter.txt"))
+        .context("cannot read patches/cover-letter.txt")?;
+    let existing = if out.exists() {
+        patches_in(out)?
+    } else {
+        Vec::new()
+    };
     ensure!(
-        crate::source::patches_in(&out)?.is_empty(),
-        "{} contains patches already",
+        existing.is_empty(),
+        "{} contains patches already; remove them, or name another directory",
         out.display()
     );
 
+    let source = Source::prepare(env, None)?;
     let scratch = source.dir.with_extension("series");
+    // The directory of the user gets all patches or none.
+    let tmp = env.cache.join("series.tmp");
+    remove(&tmp)?;
     let sh = source.git()?;
     let edited: Vec<_> = steps
         .iter()
         .map(|step| env.repo.join("patches/qemu").join(&step.patch))
         .collect();
-    let dirs = steps.iter().flat_map(|step| step.dirs.clone());
-    add_worktree(&sh, &scratch, &edited, dirs)?;
+    let paths = steps.iter().flat_map(|step| step.paths.clone());
+    add_worktree(&sh, &scratch, &edited, paths)?;
 
     let result = (|| {
         let inner = sh.clone();
         inner.change_dir(&scratch);
-        for step in &steps {
-            let patch = env.repo.join("patches/qemu").join(&step.patch);
+        for (i, patch) in edited.iter().enumerate() {
             cmd!(inner, "git am -q {patch}")
                 .run_quiet()
-                .with_context(|| format!("{} does not apply", step.patch))?;
-            let (add, rest): (Vec<_>, Vec<_>) = files
-                .drain(..)
-                .partition(|(_, to)| step.dirs.iter().any(|dir| to.starts_with(dir)));
-            files = rest;
-            if add.is_empty() {
-                ensure!(step.dirs.is_empty(), "no files for {}", step.patch);
+                .with_context(|| format!("{} does not apply", steps[i].patch))?;
+            let Some(add) = new.get(&i) else {
                 continue;
-            }
+            };
             for (from, to) in add {
                 let dest = scratch.join(to);
                 if let Some(dir) = dest.parent() {
@@ -147,30 +195,63 @@ pub fn export(env: &Env, out: &Path) -> Result<usize> {
             cmd!(inner, "git add -A -f .").run_quiet()?;
             cmd!(inner, "git commit -q --amend --no-edit").run_quiet()?;
         }
-        ensure!(
-            files.is_empty(),
-            "patches/series does not say with which patch {} goes",
-            files[0].1.display()
-        );
         cmd!(
             inner,
-            "git format-patch -q --no-signature --zero-commit -o {out} pristine"
+            "git format-patch -q --no-signature --zero-commit --cover-letter -o {tmp} pristine"
         )
         .run_quiet()
     })();
     cmd!(sh, "git worktree remove --force {scratch}").run_quiet()?;
     result?;
-    Ok(crate::source::patches_in(&out)?.len())
+
+    let draft = tmp.join("0000-cover-letter.patch");
+    let letter = fill_in(&fs::read_to_string(&draft)?, &cover_letter)?;
+    remove(&draft)?;
+    let patches = patches_in(&tmp)?;
+    fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
+    for patch in &patches {
+        fs::copy(patch, out.join(patch.file_name().unwrap_or_default()))?;
+    }
+    fs::write(out.join(COVER_LETTER), letter)?;
+    remove(&tmp)?;
+    Ok(patches.len())
+}
+
+/// Put our text into the cover letter that git has made, and the commit on which
+/// the patches are based at its end.
+fn fill_in(draft: &str, text: &str) -> Result<String> {
+    let (subject, body) = text
+        .split_once("\n\n")
+        .context("patches/cover-letter.txt needs a subject, an empty line and a text")?;
+    let mut letter = draft.to_owned();
+    for (placeholder, content) in [
+        ("*** SUBJECT HERE ***", subject.trim()),
+        ("*** BLURB HERE ***", body.trim()),
+    ] {
+        ensure!(
+            letter.contains(placeholder),
+            "the cover letter of git format-patch has no {placeholder}"
+        );
+        letter = letter.replacen(placeholder, content, 1);
+    }
+    let base = match QEMU.commit {
+        Some(commit) => format!("base-commit: {commit}"),
+        // The tarball does not tell the commit.
+        None => format!("base: {}", QEMU.tag),
+    };
+    Ok(format!("{}\n\n{base}\n", letter.trim_end()))
 }
 
 /// Check that the exported series applies to the pristine source and results in
 /// the tree that was built, and that the patches are in QEMU's style.  Returns
 /// the number of patches.
 ///
+/// With `each`, QEMU is also built after every patch, with and without Rust.
+///
 /// # Errors
 ///
 /// Fails if any of this is not so.
-pub fn check(env: &Env) -> Result<usize> {
+pub fn check(env: &Env, each: bool) -> Result<usize> {
     let source = Source::prepare(env, None)?;
     let out = env.cache.join("series-check");
     remove(&out)?;
@@ -179,53 +260,75 @@ pub fn check(env: &Env) -> Result<usize> {
 
     let scratch = source.dir.with_extension("check");
     let sh = source.git()?;
-    let patches = crate::source::patches_in(&out)?;
+    let patches = patches_in(&out)?;
     add_worktree(&sh, &scratch, &patches, [])?;
-    let result = check_in(env, &sh, &source, &scratch, &out);
+    let result = check_result(env, &sh, &source, &scratch, &patches);
     cmd!(sh, "git worktree remove --force {scratch}").run_quiet()?;
     result?;
+    check_style(env, &sh, &patches)?;
+    if each {
+        build_each(env, &source, &patches)?;
+    }
     remove(&out)?;
     Ok(count)
 }
 
-fn check_in(env: &Env, sh: &Shell, source: &Source, scratch: &Path, out: &Path) -> Result<()> {
-    let patches = crate::source::patches_in(out)?;
+/// Check that the patches result in the tree that is built.
+fn check_result(
+    env: &Env,
+    sh: &Shell,
+    source: &Source,
+    scratch: &Path,
+    patches: &[PathBuf],
+) -> Result<()> {
     let inner = sh.clone();
     inner.change_dir(scratch);
-    let all = &patches;
-    cmd!(inner, "git am -q {all...}").run_quiet()?;
+    cmd!(inner, "git am -q {patches...}").run_quiet()?;
 
     // What is checked out (with Debian's quirks on top, if any) and mounted
     let changed = cmd!(inner, "git diff --name-only pristine HEAD")
         .quiet()
         .read()?;
-    let quirks = cmd!(sh, "git diff --name-only pristine HEAD")
+    let changed: BTreeSet<_> = changed.lines().collect();
+    let built = cmd!(sh, "git diff --name-only pristine HEAD")
         .quiet()
         .read()?;
-    let ours = mounted_files(env)?;
-    for file in changed.lines() {
+    let quirks = quirks(env)?;
+    let quirks = cmd!(sh, "git apply --numstat {quirks...}").quiet().read()?;
+    let quirks: BTreeSet<_> = quirks
+        .lines()
+        .filter_map(|line| line.split('\t').nth(2))
+        .collect();
+
+    for file in &changed {
         let (a, b) = (scratch.join(file), source.dir.join(file));
-        let same = if a.is_symlink() {
+        let same = if quirks.contains(file) {
+            true
+        } else if a.is_symlink() {
             fs::read_link(&a)? == fs::read_link(&b)?
         } else {
             fs::read(&a)? == fs::read(&b).with_context(|| format!("{file} is not in the tree"))?
         };
         ensure!(same, "{file} differs from the tree that was built");
     }
-    for file in quirks.lines() {
-        let known = changed.lines().any(|f| f == file) || file == "meson.build";
+    for file in built.lines() {
         ensure!(
-            known,
+            changed.contains(file) || quirks.contains(file),
             "{file} is changed in the tree, but not by the series"
         );
     }
-    for (_, to) in ours {
-        ensure!(scratch.join(&to).exists(), "{} is missing", to.display());
+    for (_, to) in mounted_files(env)? {
+        let exists = fs::symlink_metadata(scratch.join(&to)).is_ok();
+        ensure!(exists, "{} is missing", to.display());
     }
+    Ok(())
+}
 
+/// Check the patches with QEMU's `checkpatch.pl`.
+fn check_style(env: &Env, sh: &Shell, patches: &[PathBuf]) -> Result<()> {
     env.say("checking the style of the patches");
-    for patch in &patches {
-        let name = patch.file_name().unwrap_or_default().to_string_lossy();
+    let mut reports = String::new();
+    for patch in patches {
         // in the complete tree, which it insists on
         let report = cmd!(
             sh,
@@ -234,55 +337,178 @@ fn check_in(env: &Env, sh: &Shell, source: &Source, scratch: &Path, out: &Path) 
         .quiet()
         .ignore_status()
         .read()?;
-        let (warnings, errors): (Vec<_>, Vec<_>) = report
-            .lines()
-            .filter(|line| !is_expected(line))
-            .partition(|line| line.contains("WARNING:"));
-        for warning in warnings {
-            env.say(warning);
-        }
-        ensure!(errors.is_empty(), "{name}:\n{}", errors.join("\n"));
+        // Name the patch, not the directory that is in the way
+        let dir = patch.parent().unwrap_or_else(|| Path::new(""));
+        reports += &report.replace(&format!("{}/", dir.display()), "");
+        reports.push('\n');
     }
+    let allowed = fs::read_to_string(env.repo.join(ALLOWED))
+        .with_context(|| format!("cannot read {ALLOWED}"))?;
+    let allowed = Allowed::parse(&allowed)?;
+    let problems = allowed.judge(&reports);
+    ensure!(
+        problems.is_empty(),
+        "the style of the patches:\n{}",
+        problems.join("\n")
+    );
     Ok(())
 }
 
-/// Findings of checkpatch that are not about code: the patches are signed off
-/// by those who send them, and MAINTAINERS is for the maintainers to decide.
-fn is_expected(line: &str) -> bool {
-    line.is_empty()
-        || line.contains("Missing Signed-off-by")
-        || line.contains("added, moved or deleted file(s)")
-        // a link to the one of another crate
-        || line.contains("build.rs' requires 'SPDX-License-Identifier'")
+/// Which findings of checkpatch are allowed, and why
+const ALLOWED: &str = "patches/checkpatch-allowed";
+
+/// Findings that are allowed
+struct Allowed<'a>(Vec<&'a str>);
+
+impl<'a> Allowed<'a> {
+    fn parse(text: &'a str) -> Result<Self> {
+        let mut list = Vec::new();
+        for line in text.lines() {
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            match line.split_once(" # ") {
+                Some((finding, reason)) if !reason.trim().is_empty() => list.push(finding.trim()),
+                _ => bail!("{ALLOWED}: there is no reason after \" # \" in: {line}"),
+            }
+        }
+        Ok(Self(list))
+    }
+
+    /// The findings that are not allowed, and what is allowed although nothing
+    /// was found.
+    fn judge(&self, reports: &str) -> Vec<String> {
+        let findings: Vec<_> = reports.lines().filter(|line| !line.is_empty()).collect();
+        let mut problems: Vec<_> = findings
+            .iter()
+            .filter(|line| !self.0.iter().any(|allowed| line.contains(allowed)))
+            .map(ToString::to_string)
+            .collect();
+        for allowed in &self.0 {
+            if !findings.iter().any(|line| line.contains(allowed)) {
+                problems.push(format!(
+                    "{ALLOWED}: no patch has this any more, so remove it: {allowed}"
+                ));
+            }
+        }
+        problems
+    }
+}
+
+/// Build QEMU after each patch, with and without Rust.
+fn build_each(env: &Env, source: &Source, patches: &[PathBuf]) -> Result<()> {
+    const KEY: &str = "each";
+    let dir = source.dir.with_extension(KEY);
+    let build_dir = env.cache.join("build").join(KEY);
+    remove(&build_dir)?;
+    let result = (|| {
+        let tree = source.pristine_worktree(env, dir.clone(), KEY)?;
+        let sh = tree.git()?;
+        let builds = [Device::C, Device::Rust]
+            .map(|device| Build::configured(env, tree.clone(), device, Target::X86_64));
+        let builds = builds.into_iter().collect::<Result<Vec<_>>>()?;
+        for (i, patch) in patches.iter().enumerate() {
+            let name = patch.file_name().unwrap_or_default().to_string_lossy();
+            env.say(&format!("patch {} of {}: {name}", i + 1, patches.len()));
+            cmd!(sh, "git am -q --keep-cr {patch}").run_quiet()?;
+            let changed = cmd!(sh, "git diff --name-only HEAD~1 HEAD")
+                .quiet()
+                .read()?;
+            for build in &builds {
+                if changed.contains("rust/qemu-macros/") {
+                    build.forget_crates()?;
+                }
+                build.ninja(env, &[build.qemu_name()]).with_context(|| {
+                    format!(
+                        "QEMU cannot be built {} Rust after {name}",
+                        match build.device {
+                            Device::C => "without",
+                            Device::Rust => "with",
+                        }
+                    )
+                })?;
+            }
+        }
+        Ok(())
+    })();
+    let sh = source.git()?;
+    cmd!(sh, "git worktree remove --force {dir}").run_quiet()?;
+    remove(&build_dir)?;
+    result
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn files(paths: &[&str]) -> Vec<(PathBuf, PathBuf)> {
+        paths
+            .iter()
+            .map(|path| (Path::new("/repo").join(path), path.into()))
+            .collect()
+    }
+
     #[test]
-    fn manifest() {
-        let text = "# comment\n\n0001-a.patch\n0002-b.patch rust/virtio rust/x # why\n";
+    fn list_of_patches() {
+        let text = "# comment\n\n0001-a.patch\n0002-b.patch rust/virtio rust/x/y.rs # why\n";
         assert_eq!(
             parse(text),
             [
                 Step {
                     patch: "0001-a.patch".into(),
-                    dirs: vec![]
+                    paths: vec![]
                 },
                 Step {
                     patch: "0002-b.patch".into(),
-                    dirs: vec!["rust/virtio".into(), "rust/x".into()]
+                    paths: vec!["rust/virtio".into(), "rust/x/y.rs".into()]
                 }
             ]
         );
     }
 
     #[test]
-    fn only_formalities_are_expected() {
-        assert!(is_expected(
-            "x.patch:1: ERROR: Missing Signed-off-by: line(s)"
-        ));
-        assert!(!is_expected("x.patch:9: ERROR: trailing whitespace"));
+    fn files_go_with_the_patch_that_names_them_best() {
+        let steps = parse("1.patch a\n2.patch\n3.patch a/b/c.rs d\n");
+        let files = files(&["a/b/c.rs", "a/b/d.rs", "a/e", "d/f"]);
+        let new = assign(&steps, &files).unwrap();
+        assert_eq!(new.len(), 2);
+        assert_eq!(new[&0], [&files[1], &files[2]]);
+        assert_eq!(new[&2], [&files[0], &files[3]]);
+    }
+
+    #[test]
+    fn files_and_patches_have_to_match() {
+        let steps = parse("1.patch a\n");
+        let error = |files: &[_]| assign(&steps, files).unwrap_err().to_string();
+        assert!(error(&files(&["a/x", "ab/x"])).contains("ab/x"));
+        assert!(error(&[]).contains("no files for a (1.patch)"));
+    }
+
+    #[test]
+    fn cover_letter() {
+        let draft = "Subject: [PATCH 00/02] *** SUBJECT HERE ***\n\n*** BLURB HERE ***\n\nx (2):\n";
+        let letter = fill_in(draft, "subject\n\ntext\n\nmore\n").unwrap();
+        let (start, base) = letter.rsplit_once("\n\n").unwrap();
+        assert_eq!(
+            start,
+            "Subject: [PATCH 00/02] subject\n\ntext\n\nmore\n\nx (2):"
+        );
+        assert!(base.starts_with("base"));
+        fill_in(draft, "only a subject\n").unwrap_err();
+        fill_in("Subject: x\n", "subject\n\ntext\n").unwrap_err();
+    }
+
+    #[test]
+    fn findings_need_a_reason() {
+        let allowed = Allowed::parse("# comment\n\nline over 80 # a table\n").unwrap();
+        assert!(allowed
+            .judge("1.patch:3: WARNING: line over 80 characters\n\n")
+            .is_empty());
+        let problems = allowed.judge("1.patch:9: ERROR: trailing whitespace\n");
+        assert_eq!(problems.len(), 2);
+        assert!(problems[0].contains("trailing whitespace"));
+        assert!(problems[1].contains("remove it: line over 80"));
+        assert!(Allowed::parse("no reason\n").is_err());
+        assert!(Allowed::parse("no reason # \n").is_err());
     }
 }

@@ -14,24 +14,24 @@ use std::{
     process::Command,
 };
 
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{anyhow, bail, ensure, Context, Result};
 use walkdir::WalkDir;
 use xshell::{cmd, Shell};
 
 use crate::{
     apt,
-    env::{remove, sha256, sha256_of, Env},
+    build::Tools,
+    env::{one_line, remove, sha256, sha256_of, Env},
+    manifest,
+    version::QEMU,
 };
 
-/// The version of QEMU that the series is for
-pub const QEMU_VERSION: &str = "10.2";
-
-/// Below the mirror of the Debian archive
-const ORIG_PATH: &str = "pool/main/q/qemu/qemu_10.2.2+ds.orig.tar.xz";
-const ORIG_SHA256: &str = "be05230fe47a6937cd29f28f562932c8125f9c93c2a82c625198f7a4aa601dfb";
+/// Where meson looks for crates before it downloads them
+const PACKAGE_CACHE: &str = "subprojects/packagecache";
 
 /// Directories of this checkout, and where their files go in QEMU's tree
 pub const MOUNTS: &[(&str, &str)] = &[
+    ("rust/bindings/virtio-sys", "rust/bindings/virtio-sys"),
     ("rust/virtio", "rust/virtio"),
     ("hw-virtio-balloon", "rust/hw/virtio/balloon"),
     ("tests-qtest", "tests/qtest"),
@@ -39,6 +39,7 @@ pub const MOUNTS: &[(&str, &str)] = &[
 ];
 
 /// A patched source tree
+#[derive(Clone)]
 pub struct Source {
     /// The tree
     pub dir: PathBuf,
@@ -57,7 +58,7 @@ impl Source {
         apt::ensure_packages(env, apt::BUILD_PACKAGES)?;
 
         let key = match qemu_src {
-            None => "10.2.2".to_owned(),
+            None => QEMU.number.to_owned(),
             Some(src) => {
                 let path = fs::canonicalize(src).unwrap_or_else(|_| src.into());
                 sha256_of(&[path.as_os_str().as_encoded_bytes()])[..12].to_owned()
@@ -97,47 +98,48 @@ impl Source {
         let tmp = self.dir.with_extension("tmp");
         remove(&tmp)?;
         fs::create_dir_all(&tmp)?;
-
-        match qemu_src {
-            None => {
-                let tarball = env.cache.join("dl/qemu_10.2.2+ds.orig.tar.xz");
-                let uri = apt::mirror(env)? + ORIG_PATH;
-                apt::download(env, &uri, &tarball, ORIG_SHA256)?;
-                untar(env, &tarball, &tmp)?;
-            }
-            Some(src) if Path::new(src).is_file() => untar(env, Path::new(src), &tmp)?,
-            Some(src) if Path::new(src).join(".git").exists() => git_clone(env, src, &[], &tmp)?,
-            Some(src) if Path::new(src).join("VERSION").exists() => env.run(
-                "copying the source tree",
-                Command::new("cp")
-                    .args(["-a", "--no-preserve=ownership"])
-                    .arg(Path::new(src).join("."))
-                    .arg(&tmp),
-            )?,
-            Some(src) if src.contains("://") => {
-                git_clone(env, src, &["--depth=1", "--branch=v10.2.2"], &tmp)?;
-            }
-            Some(src) => bail!(
-                "--qemu-src {src}: neither a source tree of QEMU, nor a tarball, nor a git \
-                 repository"
-            ),
+        let result = self.unpack_to(env, qemu_src, &tmp);
+        if result.is_err() {
+            remove(&tmp)?;
         }
-        check_version(&tmp)?;
+        result
+    }
+
+    fn unpack_to(&self, env: &Env, qemu_src: Option<&str>, tmp: &Path) -> Result<()> {
+        match qemu_src {
+            None => obtain(env, tmp)?,
+            Some(src) => {
+                copy_of_user(env, src, tmp)?;
+                check_version(tmp)?;
+                provide_subprojects(env, Some(Path::new(src)), tmp)?;
+            }
+        }
 
         env.say("recording the pristine source");
+        // Of the tree itself, and of what is checked out within it: git would
+        // record the latter as submodules, without the files
+        let git_dirs: Vec<_> = WalkDir::new(tmp)
+            .max_depth(4)
+            .into_iter()
+            .filter_map(std::result::Result::ok)
+            .filter(|entry| entry.file_name() == ".git")
+            .map(walkdir::DirEntry::into_path)
+            .collect();
+        for dir in git_dirs {
+            remove(&dir)?;
+        }
         let sh = Self {
-            dir: tmp.clone(),
+            dir: tmp.to_owned(),
             key: String::new(),
         }
         .git()?;
-        remove(&tmp.join(".git"))?;
         cmd!(sh, "git init -q").run_quiet()?;
         // also what .gitignore excludes
         cmd!(sh, "git add -A -f .").run_quiet()?;
         cmd!(sh, "git commit -q -m pristine").run_quiet()?;
         cmd!(sh, "git tag pristine").run_quiet()?;
         remove(&self.dir)?;
-        fs::rename(&tmp, &self.dir)?;
+        fs::rename(tmp, &self.dir)?;
         Ok(())
     }
 
@@ -153,7 +155,7 @@ impl Source {
     fn patches(&self, env: &Env) -> Result<Vec<PathBuf>> {
         let mut patches = Vec::new();
         if self.is_debian()? {
-            patches.extend(patches_in(&env.repo.join("patches/debian-source"))?);
+            patches.extend(quirks(env)?);
         }
         patches.extend(patches_in(&env.repo.join("patches/qemu"))?);
         Ok(patches)
@@ -177,23 +179,17 @@ impl Source {
         // files that differ from the previous one; and so that the tree is
         // left alone if the series does not apply.
         let scratch = self.dir.with_extension("am");
-        let commit = am_in_worktree(&self.git()?, &scratch, &patches)
-            .context("the series does not apply to this source; it is made for QEMU 10.2.2")?;
+        let commit = am_in_worktree(&self.git()?, &scratch, &patches).with_context(|| {
+            format!(
+                "the series does not apply to this source; it is made for QEMU {}",
+                QEMU.number
+            )
+        })?;
 
         let sh = self.git()?;
         // Files that are mounted over QEMU's own, and others left by a build
         cmd!(sh, "git checkout -q --force --detach {commit}").run_quiet()?;
-        // meson does not notice that crates have to be rebuilt if a procedural
-        // macro that they use was.
-        for entry in WalkDir::new(env.cache.join("build").join(&self.key)) {
-            let entry = match entry {
-                Ok(entry) => entry,
-                Err(_) => break,
-            };
-            if entry.path().extension().is_some_and(|ext| ext == "rlib") {
-                remove(entry.path())?;
-            }
-        }
+        forget_crates(&env.cache.join("build").join(&self.key))?;
         fs::write(stamp, wanted)?;
         Ok(())
     }
@@ -201,32 +197,10 @@ impl Source {
     /// Put the crates that QEMU needs, and the meson files to build them, where
     /// meson looks for them before it tries to download them.
     fn provide_crates(&self, env: &Env) -> Result<()> {
-        let subprojects = self.dir.join("subprojects");
-        let mut wraps = Vec::new();
-        for entry in fs::read_dir(&subprojects)? {
-            let path = entry?.path();
-            if path.to_string_lossy().ends_with("-rs.wrap") {
-                wraps.push(
-                    Wrap::parse(&fs::read_to_string(&path)?)
-                        .with_context(|| format!("cannot make sense of {}", path.display()))?,
-                );
-            }
-        }
+        let wraps = self.wraps()?;
+        self.link_overlays(env, &wraps)?;
 
-        for wrap in &wraps {
-            let overlay = subprojects.join("packagefiles").join(&wrap.patch_directory);
-            let ours = env
-                .repo
-                .join("patches/debian-source/overlays")
-                .join(&wrap.patch_directory);
-            let link = overlay.join("meson.build");
-            if ours.is_dir() && (!link.exists() || link.is_symlink()) {
-                fs::create_dir_all(&overlay)?;
-                replace_link(&ours.join("meson.build"), &link)?;
-            }
-        }
-
-        let cache = subprojects.join("packagecache");
+        let cache = self.dir.join(PACKAGE_CACHE);
         fs::create_dir_all(&cache)?;
         if wraps
             .iter()
@@ -263,6 +237,66 @@ impl Source {
         Ok(())
     }
 
+    /// The wrap files of the crates
+    fn wraps(&self) -> Result<Vec<Wrap>> {
+        let mut wraps = Vec::new();
+        for entry in fs::read_dir(self.dir.join("subprojects"))? {
+            let path = entry?.path();
+            if path.to_string_lossy().ends_with("-rs.wrap") {
+                wraps.push(
+                    Wrap::parse(&fs::read_to_string(&path)?)
+                        .with_context(|| format!("cannot make sense of {}", path.display()))?,
+                );
+            }
+        }
+        Ok(wraps)
+    }
+
+    /// The meson files that Debian's tarball lacks
+    fn link_overlays(&self, env: &Env, wraps: &[Wrap]) -> Result<()> {
+        for wrap in wraps {
+            let overlay = self
+                .dir
+                .join("subprojects/packagefiles")
+                .join(&wrap.patch_directory);
+            let ours = env
+                .repo
+                .join("patches/debian-source/overlays")
+                .join(&wrap.patch_directory);
+            let link = overlay.join("meson.build");
+            if ours.is_dir() && (!link.exists() || link.is_symlink()) {
+                fs::create_dir_all(&overlay)?;
+                replace_link(&ours.join("meson.build"), &link)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Check the pristine source out to another directory, with what Debian's
+    /// tarball lacks, but without the series.  Nothing is mounted there.
+    ///
+    /// # Errors
+    ///
+    /// Fails if git does.
+    pub fn pristine_worktree(&self, env: &Env, dir: PathBuf, key: &str) -> Result<Self> {
+        let sh = self.git()?;
+        remove(&dir)?;
+        cmd!(sh, "git worktree prune").run_quiet()?;
+        cmd!(sh, "git worktree add -q --detach {dir} pristine").run_quiet()?;
+        let this = Self {
+            dir,
+            key: key.to_owned(),
+        };
+        if this.is_debian()? {
+            let patches = quirks(env)?;
+            let inner = this.git()?;
+            cmd!(inner, "git am -q --keep-cr {patches...}").run_quiet()?;
+        }
+        this.link_overlays(env, &this.wraps()?)?;
+        replace_link(&self.dir.join(PACKAGE_CACHE), &this.dir.join(PACKAGE_CACHE))?;
+        Ok(this)
+    }
+
     fn mount(&self, env: &Env) -> Result<()> {
         for (from, to) in mounted_files(env)? {
             let dest = self.dir.join(&to);
@@ -279,7 +313,11 @@ impl Source {
         }
         // Links to files that were removed or renamed meanwhile
         for (_, to) in MOUNTS {
-            for entry in WalkDir::new(self.dir.join(to)) {
+            let dir = self.dir.join(to);
+            if !dir.exists() {
+                continue;
+            }
+            for entry in WalkDir::new(dir) {
                 let entry = entry?;
                 if entry.path_is_symlink() && !entry.path().exists() {
                     remove(entry.path())?;
@@ -290,7 +328,8 @@ impl Source {
     }
 }
 
-const GIT_ENV: [(&str, &str); 6] = [
+/// Makes git independent of the configuration of the user.
+pub const GIT_ENV: [(&str, &str); 6] = [
     ("GIT_CONFIG_GLOBAL", "/dev/null"),
     ("GIT_CONFIG_SYSTEM", "/dev/null"),
     ("GIT_AUTHOR_NAME", "xtask"),
@@ -298,6 +337,24 @@ const GIT_ENV: [(&str, &str); 6] = [
     ("GIT_COMMITTER_NAME", "xtask"),
     ("GIT_COMMITTER_EMAIL", "xtask@localhost"),
 ];
+
+/// Have all crates built again: meson does not notice that it has to do so if a
+/// procedural macro that they use was changed.
+///
+/// # Errors
+///
+/// Fails if a file cannot be removed.
+pub fn forget_crates(build: &Path) -> Result<()> {
+    let files = WalkDir::new(build)
+        .into_iter()
+        .filter_map(std::result::Result::ok);
+    for entry in files {
+        if entry.path().extension().is_some_and(|ext| ext == "rlib") {
+            remove(entry.path())?;
+        }
+    }
+    Ok(())
+}
 
 /// Apply patches to the pristine source in a new worktree, which is removed
 /// again, and return the commit.
@@ -336,6 +393,15 @@ impl RunQuiet for xshell::Cmd<'_> {
         );
         Ok(())
     }
+}
+
+/// The patches for what is different in Debian's tarball
+///
+/// # Errors
+///
+/// Fails if the directory cannot be read.
+pub fn quirks(env: &Env) -> Result<Vec<PathBuf>> {
+    patches_in(&env.repo.join("patches/debian-source"))
 }
 
 /// The patches in a directory, in order
@@ -392,7 +458,171 @@ fn replace_link(target: &Path, link: &Path) -> Result<()> {
         .with_context(|| format!("cannot link {} to {}", link.display(), target.display()))
 }
 
-fn untar(env: &Env, tarball: &Path, dir: &Path) -> Result<()> {
+/// The variable that names a directory with source tarballs
+const SOURCES_VAR: &str = "QEMU_SOURCES";
+
+/// The variable that names a repository to use instead of upstream's, for
+/// example a mirror of it
+const REPOSITORY_VAR: &str = "QEMU_REPOSITORY";
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Get the source that the series is made for, from where it can be had.
+fn obtain(env: &Env, dir: &Path) -> Result<()> {
+    if let Some(tarball) = tarball_in(variable(SOURCES_VAR).as_deref())? {
+        return untar(env, &tarball, dir);
+    }
+    let Err(no_tarball) = download_tarball(env).and_then(|tarball| untar(env, &tarball, dir))
+    else {
+        return Ok(());
+    };
+
+    let url = variable(REPOSITORY_VAR).unwrap_or_else(|| QEMU.repository.to_owned());
+    env.say(&format!(
+        "Debian's mirror does not have {}: trying {url}",
+        QEMU.tarball_name()
+    ));
+    remove(dir)?;
+    clone_of_upstream(env, &url, dir).map_err(|no_clone| {
+        anyhow!(
+            "cannot get QEMU {}: neither from Debian's mirror ({}), nor from {url} ({}); put {} \
+             into a directory and name that in {SOURCES_VAR}, or give a source tree, a tarball \
+             or a git repository with --qemu-src",
+            QEMU.number,
+            one_line(&no_tarball),
+            one_line(&no_clone),
+            QEMU.tarball_name()
+        )
+    })
+}
+
+/// The pinned tarball
+///
+/// # Errors
+///
+/// Fails if it is neither in the directory that the user has named nor on
+/// Debian's mirror.
+pub fn pinned_tarball(env: &Env) -> Result<PathBuf> {
+    match tarball_in(variable(SOURCES_VAR).as_deref())? {
+        Some(tarball) => Ok(tarball),
+        None => download_tarball(env),
+    }
+}
+
+/// The pinned tarball in a directory, if the directory has it
+fn tarball_in(dir: Option<&str>) -> Result<Option<PathBuf>> {
+    let Some(dir) = dir else {
+        return Ok(None);
+    };
+    ensure!(
+        Path::new(dir).is_dir(),
+        "{SOURCES_VAR}={dir}: there is no such directory; unset it, or name one with {}",
+        QEMU.tarball_name()
+    );
+    let tarball = Path::new(dir).join(QEMU.tarball_name());
+    if !tarball.exists() {
+        return Ok(None);
+    }
+    ensure!(
+        sha256(&tarball)? == QEMU.tarball_sha256,
+        "{} is not the tarball of QEMU {} (its SHA-256 is not {}); remove or replace it",
+        tarball.display(),
+        QEMU.number,
+        QEMU.tarball_sha256
+    );
+    Ok(Some(tarball))
+}
+
+fn download_tarball(env: &Env) -> Result<PathBuf> {
+    let tarball = env.cache.join("dl").join(QEMU.tarball_name());
+    let uri = apt::mirror(env)? + QEMU.tarball;
+    apt::download(env, &uri, &tarball, QEMU.tarball_sha256)?;
+    Ok(tarball)
+}
+
+/// Clone upstream's repository; the result has the files of the pinned tarball.
+fn clone_of_upstream(env: &Env, url: &str, dir: &Path) -> Result<()> {
+    git_clone(env, url, &["--depth=1", "--branch", QEMU.tag], dir)?;
+    check_version(dir)?;
+    provide_subprojects(env, None, dir)?;
+    env.say("comparing the files with those of the tarball");
+    manifest::check(env, dir)
+        .with_context(|| format!("{} there is not QEMU {}", QEMU.tag, QEMU.number))
+}
+
+/// Get a source that the user has given.
+fn copy_of_user(env: &Env, src: &str, dir: &Path) -> Result<()> {
+    let path = Path::new(src);
+    if path.is_file() {
+        untar(env, path, dir)
+            .map_err(|err| anyhow!("--qemu-src {src}: cannot unpack this: {}", one_line(&err)))
+    } else if path.join(".git").exists() || path.join("HEAD").exists() {
+        git_clone(env, src, &[], dir)
+    } else if path.join("VERSION").exists() {
+        env.run(
+            "copying the source tree",
+            Command::new("cp")
+                .args(["-a", "--no-preserve=ownership"])
+                .arg(path.join("."))
+                .arg(dir),
+        )
+    } else if src.contains("://") {
+        git_clone(env, src, &["--depth=1", "--branch", QEMU.tag], dir)
+            .map_err(|err| anyhow!("--qemu-src {src}: cannot clone this: {}", one_line(&err)))
+    } else {
+        bail!(
+            "--qemu-src {src}: neither a source tree of QEMU, nor a tarball, nor a git repository"
+        )
+    }
+}
+
+/// Get the subprojects that upstream keeps in other repositories, and that are
+/// part of the tarball.  The commit is pinned by QEMU's wrap files.
+fn provide_subprojects(env: &Env, src: Option<&Path>, dir: &Path) -> Result<()> {
+    let below = |tree: &Path, name: &str| tree.join("subprojects").join(name);
+    let mut missing = Vec::new();
+    for name in QEMU.subprojects {
+        let dest = below(dir, name);
+        if dest.exists() {
+            continue;
+        }
+        let users = src.map(|src| below(src, name)).filter(|path| path.is_dir());
+        if let Some(users) = users {
+            let sh = Shell::new()?;
+            cmd!(sh, "cp -a --no-preserve=ownership {users} {dest}").run_quiet()?;
+        } else {
+            missing.push(*name);
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+
+    let tools = Tools::provide(env, false)?;
+    env.run(
+        &format!("downloading {}", missing.join(", ")),
+        Command::new(tools.venv.join("bin/meson"))
+            .args(["subprojects", "download", "--sourcedir"])
+            .arg(dir)
+            .args(&missing),
+    )?;
+    for name in missing {
+        ensure!(
+            below(dir, name).is_dir(),
+            "meson has not downloaded subprojects/{name}"
+        );
+    }
+    Ok(())
+}
+
+/// Unpack a tarball, whose files are all in one directory.
+///
+/// # Errors
+///
+/// Fails if it is no tarball.
+pub fn untar(env: &Env, tarball: &Path, dir: &Path) -> Result<()> {
     env.run(
         "unpacking QEMU",
         Command::new("tar")
@@ -407,10 +637,14 @@ fn git_clone(env: &Env, src: &str, args: &[&str], dir: &Path) -> Result<()> {
     env.run(
         &format!("cloning {src}"),
         Command::new("git")
-            .args(["clone", "-q"])
+            // The user's configuration has to do with proxies, but not with
+            // what the files contain.
+            .args(["clone", "-q", "-c", "core.autocrlf=false"])
+            .args(["-c", "advice.detachedHead=false"])
             .args(args)
             .arg(src)
-            .arg(dir),
+            .arg(dir)
+            .env("GIT_TERMINAL_PROMPT", "0"),
     )
 }
 
@@ -418,19 +652,14 @@ fn check_version(dir: &Path) -> Result<()> {
     let version = fs::read_to_string(dir.join("VERSION"))
         .context("this is not a source tree of QEMU: it has no file called VERSION")?;
     ensure!(
-        is_supported(&version),
-        "this is QEMU {}, but the series is for {QEMU_VERSION}.x; give a source tree, tarball or \
-         git repository of QEMU 10.2.2 with --qemu-src",
-        version.trim()
+        QEMU.is_supported(&version),
+        "this is QEMU {}, but the series is for {}.x; give a source tree, a tarball or a git \
+         repository of QEMU {} with --qemu-src",
+        version.trim(),
+        QEMU.stable,
+        QEMU.number
     );
     Ok(())
-}
-
-fn is_supported(version: &str) -> bool {
-    version
-        .trim()
-        .strip_prefix(QEMU_VERSION)
-        .is_some_and(|rest| rest.starts_with('.'))
 }
 
 /// A private `CARGO_HOME` has to use the same registry as the user's.
@@ -479,15 +708,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions() {
-        assert!(is_supported("10.2.2\n"));
-        assert!(is_supported("10.2.0"));
-        assert!(is_supported("10.2.50"));
-        assert!(!is_supported("10.2"));
-        assert!(!is_supported("10.20.1"));
-        assert!(!is_supported("10.1.3\n"));
-        assert!(!is_supported("11.0.0\n"));
-        assert!(!is_supported(""));
+    fn tarballs_of_the_user() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = tmp.path().to_str();
+        let error = |sources: Option<&str>| tarball_in(sources).unwrap_err().to_string();
+        assert_eq!(tarball_in(None).unwrap(), None);
+        assert_eq!(tarball_in(dir).unwrap(), None);
+
+        let tarball = tmp.path().join(QEMU.tarball_name());
+        fs::write(&tarball, "something else").unwrap();
+        assert!(error(dir).contains(tarball.to_str().unwrap()));
+        let nowhere = tmp.path().join("nowhere");
+        assert!(error(nowhere.to_str()).contains("no such directory"));
     }
 
     #[test]

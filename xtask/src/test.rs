@@ -3,25 +3,29 @@
 //! Runs the test suites, with the runners that they are made for
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::Write,
-    ops::AddAssign,
-    path::Path,
+    ops::{AddAssign, Range},
+    path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
+    str::FromStr,
     thread,
 };
 
 use anyhow::{bail, ensure, Context, Result};
 use clap::{Args, ValueEnum};
 use serde_json::Value;
+use xshell::cmd;
 
 use crate::{
     bench::HugePages,
     build::{build_both, Build, Device, Target},
     env::{remove, Env},
-    guest, series,
+    guest::{self, Assets},
+    series,
     source::mounted_files,
+    version::KERNELS,
 };
 
 /// A group of tests
@@ -40,33 +44,68 @@ pub enum Suite {
 }
 
 /// A kernel for the functional tests
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Kernel {
-    /// Of Debian 12
-    #[value(name = "6.1")]
-    Linux61,
-    /// Of Debian 13
-    #[value(name = "6.12")]
-    Linux612,
-    /// Of Debian's development version; the number will change
-    #[value(name = "7.2")]
-    Linux72,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// The suite of Debian that has it
+    suite: &'static str,
+    /// The version that the user wants, if that depends on the day
+    wanted: Option<String>,
 }
 
 impl Kernel {
-    const fn suite(self) -> &'static str {
-        match self {
-            Self::Linux61 => "bookworm",
-            Self::Linux612 => "trixie",
-            Self::Linux72 => "sid",
-        }
+    fn all() -> Vec<Self> {
+        KERNELS
+            .iter()
+            .map(|(suite, _)| Self {
+                suite,
+                wanted: None,
+            })
+            .collect()
     }
 
-    const fn version(self) -> &'static str {
-        match self {
-            Self::Linux61 => "6.1",
-            Self::Linux612 => "6.12",
-            Self::Linux72 => "7.2",
+    /// Get the kernel.
+    fn provision(&self, env: &Env) -> Result<Assets> {
+        let assets = guest::provision(env, self.suite)?;
+        if let Some(wanted) = &self.wanted {
+            ensure!(
+                assets.release.starts_with(&format!("{wanted}.")),
+                "--kernel {wanted}: Debian {} has Linux {}; say --kernel {0} for whatever it has",
+                self.suite,
+                assets.release
+            );
+        }
+        Ok(assets)
+    }
+}
+
+impl FromStr for Kernel {
+    type Err = String;
+
+    /// A suite of Debian, or the version of a kernel: that of a stable suite, or
+    /// any other version, which the development suite has at some time.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = KERNELS
+            .iter()
+            .find(|(suite, version)| *suite == text || *version == Some(text));
+        if let Some((suite, _)) = known {
+            return Ok(Self {
+                suite,
+                wanted: None,
+            });
+        }
+        let is_number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+        let is_version = text
+            .split_once('.')
+            .is_some_and(|(major, minor)| is_number(major) && is_number(minor));
+        match KERNELS.iter().find(|(_, version)| version.is_none()) {
+            Some((suite, _)) if is_version => Ok(Self {
+                suite,
+                wanted: Some(text.to_owned()),
+            }),
+            _ => Err(format!(
+                "name a suite of Debian ({}) or a version like 6.12",
+                KERNELS.iter().map(|k| k.0).collect::<Vec<_>>().join(", ")
+            )),
         }
     }
 }
@@ -81,8 +120,9 @@ pub struct Options {
     /// Guest architecture, for qtest
     #[arg(long, value_enum, default_value = "x86_64")]
     target: Target,
-    /// Kernel of the guest, for functional; can be repeated [default: all]
-    #[arg(long = "kernel", value_enum)]
+    /// Kernel of the guest, for functional: a version (6.1, 6.12) or a suite of
+    /// Debian (sid); can be repeated [default: of all suites]
+    #[arg(long = "kernel")]
     kernels: Vec<Kernel>,
     /// The short form of functional: fewer repetitions, and if no kernel is
     /// given, only the oldest
@@ -94,6 +134,9 @@ pub struct Options {
     /// Seed, for differential; others give other operations
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Build QEMU after each patch, with and without Rust, for series
+    #[arg(long)]
+    each: bool,
 }
 
 /// How many tests had which result
@@ -156,7 +199,7 @@ pub fn run(env: &Env, suites: &[Suite], options: &Options) -> Result<ExitCode> {
             Suite::Functional => functional(env, device, &options.kernels, quick)?,
             Suite::Differential => differential(env, options)?,
             Suite::Series => {
-                let patches = series::check(env)?;
+                let patches = series::check(env, options.each)?;
                 println!("the {patches} patches of the series apply and result in the same tree");
                 PASS
             }
@@ -251,7 +294,15 @@ fn unit(env: &Env) -> Result<Count> {
     env.say("clippy with QEMU's lints on the crates in QEMU's tree");
     let out = clippy.output()?;
     let report = String::from_utf8_lossy(&out.stderr);
-    let findings = clippy_findings(&report);
+    let ours = mounted_files(env)?
+        .into_iter()
+        .filter_map(|(_, to)| Some(to.strip_prefix("rust").ok()?.to_owned()))
+        .collect();
+    let sh = build.source.git()?;
+    let diff = cmd!(sh, "git diff -U0 pristine HEAD -- rust")
+        .quiet()
+        .read()?;
+    let findings = clippy_findings(&report, &ours, &added_lines(&diff));
     ensure!(
         out.status.success() && findings.is_empty(),
         "clippy:\n{}",
@@ -291,15 +342,49 @@ fn cargo_in_tree(build: &Build, env: &Env, dir: &Path) -> Command {
     cmd
 }
 
-/// What clippy has to say about code that is not generated, and that is not
-/// upstream's: newer versions of clippy find fault with older code.
-fn clippy_findings(report: &str) -> Vec<&str> {
-    const UPSTREAM: &[&str] = &["hw/core/src/qdev.rs:", "migration/src/", "common/src/"];
+/// The lines that a diff without context adds to the files below `rust/`, by the
+/// path from there
+fn added_lines(diff: &str) -> BTreeMap<&str, Vec<Range<usize>>> {
+    let mut added: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    let mut file = "";
+    for line in diff.lines() {
+        if let Some(path) = line.strip_prefix("+++ b/rust/") {
+            file = path;
+        } else if let Some(hunk) = line.strip_prefix("@@ ") {
+            let new = hunk.split_whitespace().find_map(|w| w.strip_prefix('+'));
+            let Some(new) = new else { continue };
+            let (start, count) = new.split_once(',').unwrap_or((new, "1"));
+            if let (Ok(start), Ok(count)) = (start.parse::<usize>(), count.parse::<usize>()) {
+                added.entry(file).or_default().push(start..start + count);
+            }
+        }
+    }
+    added
+}
+
+/// What clippy has to say about code that is not generated, and that is ours:
+/// newer versions of clippy find fault with older code.  Ours are the given
+/// files, and the lines that the series adds to others.  Errors are reported
+/// wherever they are.
+fn clippy_findings<'a>(
+    report: &'a str,
+    files: &BTreeSet<PathBuf>,
+    added: &BTreeMap<&str, Vec<Range<usize>>>,
+) -> Vec<&'a str> {
+    let is_ours = |finding: &str| {
+        let mut words = finding.split(':');
+        let (file, line) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
+        files.contains(Path::new(file))
+            || added.get(file).is_some_and(|ranges| {
+                line.parse()
+                    .is_ok_and(|line| ranges.iter().any(|range| range.contains(&line)))
+            })
+    };
     report
         .lines()
         .filter(|line| line.contains(": warning: ") || line.contains(": error"))
         .filter(|line| !line.contains("bindings.inc.rs:") && !line.contains("/trace/trace-"))
-        .filter(|line| line.contains(": error") || !UPSTREAM.iter().any(|p| line.starts_with(p)))
+        .filter(|line| line.contains(": error") || is_ours(line))
         .collect()
 }
 
@@ -355,7 +440,9 @@ fn qtest(env: &Env, only: Option<Device>, target: Target) -> Result<Count> {
         );
         let args: Vec<_> = names.iter().map(String::as_str).collect();
         let what = format!("qtests with the {} device", device.name());
-        count += meson_test(env, &build, &what, &args, &[])?;
+        // A test must not skip what this device is meant to have.
+        let vars = [("QTEST_BALLOON_DEVICE", device.name().into())];
+        count += meson_test(env, &build, &what, &args, &vars)?;
         builds.push(build);
     }
     if let [a, b] = builds.as_slice() {
@@ -366,17 +453,19 @@ fn qtest(env: &Env, only: Option<Device>, target: Target) -> Result<Count> {
 
 /// Boot guests.  `quick` means with one kernel, and with fewer repetitions.
 fn functional(env: &Env, only: Option<Device>, kernels: &[Kernel], quick: bool) -> Result<Count> {
-    let kernels = match kernels {
-        [] if quick => &[Kernel::Linux61],
-        [] => Kernel::value_variants(),
-        kernels => kernels,
-    };
+    let mut kernels = kernels.to_vec();
+    if kernels.is_empty() {
+        kernels = Kernel::all();
+        if quick {
+            kernels.truncate(1);
+        }
+    }
     let builds @ [c, rust] = &build_both(env)?;
     let stock = guest::stock_qemu(env)?;
 
     let mut count = Count::default();
     for kernel in kernels {
-        let assets = guest::provision(env, kernel.suite())?;
+        let assets = kernel.provision(env)?;
         let run = |build: &Build| {
             let mut vars = guest::python_env(build, &assets);
             vars.push(("BALLOON_DEVICE", build.device.name().into()));
@@ -397,13 +486,13 @@ fn functional(env: &Env, only: Option<Device>, kernels: &[Kernel], quick: bool) 
             }
             let what = format!(
                 "Linux {} with the {} device",
-                kernel.version(),
+                assets.release,
                 build.device.name()
             );
             meson_test(env, build, &what, &args, &vars)
         };
 
-        // Guests mostly wait, so that both cores are needed for both at once.
+        // Each guest has one vCPU, and mostly waits.
         let results: Vec<_> = thread::scope(|scope| {
             let threads: Vec<_> = builds
                 .iter()
@@ -422,7 +511,7 @@ fn functional(env: &Env, only: Option<Device>, kernels: &[Kernel], quick: bool) 
             let version = stock.as_ref().map_or("none", |(_, version)| version);
             println!(
                 "migration of Linux {} (stock QEMU: {version}):",
-                kernel.version()
+                assets.release
             );
             print_matrix(rust)?;
         }
@@ -491,7 +580,7 @@ fn meson_test(
     build: &Build,
     what: &str,
     args: &[&str],
-    vars: &[(&'static str, std::path::PathBuf)],
+    vars: &[(&'static str, PathBuf)],
 ) -> Result<Count> {
     let log = |name: &str| build.dir.join("meson-logs").join(name);
     let logs = ["testlog.junit.xml", "testlog-thorough.junit.xml"];
@@ -566,7 +655,7 @@ fn parse_cargo_test(out: &str) -> Count {
     count
 }
 
-/// Properties that the C device does not have, and that users cannot set
+/// Properties that only the Rust device has, on the device and on its proxies
 const RUST_ONLY_PROPERTIES: &[&str] = &["balloon-counters"];
 
 /// Check that both devices look the same to users and management tools.
@@ -589,15 +678,18 @@ fn compare_interfaces(env: &Env, a: &Build, b: &Build) -> Result<Count> {
             ("device-list-properties", device_properties),
         ] {
             let (left, mut right) = (get(a, typ)?, get(b, typ)?);
-            // what the Rust device has in addition
-            for extra in RUST_ONLY_PROPERTIES {
-                right.remove(*extra);
-            }
             ensure!(!left.is_empty(), "{what}: {typ} has no properties");
-            if left == right {
+            let missing: Vec<_> = RUST_ONLY_PROPERTIES
+                .iter()
+                .filter(|extra| right.remove(**extra).is_none())
+                .collect();
+            if left == right && missing.is_empty() {
                 count += PASS;
             } else {
                 count.failed += 1;
+                if !missing.is_empty() {
+                    eprintln!("{what}: {typ} in Rust lacks {missing:?}");
+                }
                 eprintln!(
                     "{what} differs for {typ}:\n{}: {left:#?}\n{}: {right:#?}",
                     a.device.name(),
@@ -699,20 +791,57 @@ mod tests {
 
     #[test]
     fn clippy_on_generated_and_old_code() {
+        let diff = "\
+diff --git a/rust/hw/core/src/qdev.rs b/rust/hw/core/src/qdev.rs
+--- a/rust/hw/core/src/qdev.rs
++++ b/rust/hw/core/src/qdev.rs
+@@ -3 +3,2 @@ context
+@@ -600,0 +601 @@ context
++++ b/rust/qom/src/new.rs
+@@ -0,0 +1,5 @@
+";
+        let added = added_lines(diff);
+        assert_eq!(added["hw/core/src/qdev.rs"], [3..5, 601..602]);
         let report = "\
 /b/out/bindings.inc.rs:1:1: error: x
-hw/core/src/qdev.rs:542:12: warning: old
+hw/core/src/qdev.rs:2:12: warning: old
+hw/core/src/qdev.rs:4:12: warning: added
 hw/core/src/qdev.rs:600:12: error: denied
-virtio/src/queue.rs:1:1: warning: new
+virtio/src/queue.rs:1:1: warning: new file
+qom/src/lib.rs:1:1: warning: old
 warning: `x` generated 3 warnings
 ";
+        let files = [PathBuf::from("virtio/src/queue.rs")].into();
         assert_eq!(
-            clippy_findings(report),
+            clippy_findings(report, &files, &added),
             [
+                "hw/core/src/qdev.rs:4:12: warning: added",
                 "hw/core/src/qdev.rs:600:12: error: denied",
-                "virtio/src/queue.rs:1:1: warning: new"
+                "virtio/src/queue.rs:1:1: warning: new file"
             ]
         );
+    }
+
+    #[test]
+    fn kernels() {
+        let suite = |text: &str| text.parse::<Kernel>().map(|k| (k.suite, k.wanted));
+        assert_eq!(suite("6.1"), Ok(("bookworm", None)));
+        assert_eq!(suite("trixie"), Ok(("trixie", None)));
+        assert_eq!(suite("7.2"), Ok(("sid", Some("7.2".to_owned()))));
+        for bad in ["", "6", "6.x", "jessie", ".1"] {
+            suite(bad).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn meson_has_all_suites() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let meson = fs::read_to_string(dir.join("../meson.build")).unwrap();
+        for suite in Suite::value_variants() {
+            let name = suite.to_possible_value().unwrap();
+            let entry = format!("'{}': ", name.get_name());
+            assert!(meson.contains(&entry), "meson.build lacks {entry}");
+        }
     }
 
     #[test]

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! The version of QEMU that the series is for, and the guests that it is tested
+//! with
+//!
+//! Nothing else in xtask is specific to a version.  For another one, edit this
+//! table, run `cargo xtask manifest`, which tells the value of `tree_sha256`,
+//! and port the patches.  `requirements.txt` follows `pythondeps.toml` in QEMU's
+//! tree, and `patches/debian-source/overlays` follows `subprojects/*.wrap`.
+
+/// What is known of a version of QEMU
+#[derive(Clone, Copy, Debug)]
+pub struct Version {
+    /// As in the file `VERSION`
+    pub number: &'static str,
+    /// The series of stable releases that it is part of; the patches apply to
+    /// all of these
+    pub stable: &'static str,
+    /// Upstream's tag
+    pub tag: &'static str,
+    /// The commit that the tag names, if known
+    pub commit: Option<&'static str>,
+    /// Where Debian's source package has the tarball, below the mirror
+    pub tarball: &'static str,
+    /// SHA-256 of the tarball
+    pub tarball_sha256: &'static str,
+    /// Upstream's repository
+    pub repository: &'static str,
+    /// The subprojects in the tarball that upstream keeps in other repositories
+    pub subprojects: &'static [&'static str],
+    /// Below this checkout: the files of the tarball, to check upstream's
+    /// repository against
+    pub manifest: &'static str,
+    /// SHA-256 of the content of these files; see `manifest.rs`
+    pub tree_sha256: &'static str,
+}
+
+/// The version of QEMU that the series is for
+pub const QEMU: Version = Version {
+    number: "11.1.1",
+    stable: "11.1",
+    tag: "v11.1.1",
+    commit: None,
+    tarball: "pool/main/q/qemu/qemu_11.1.1+ds.orig.tar.xz",
+    tarball_sha256: "0b1376e75dbe3e2fea4e408f8669f88a723f419f36a5b7d74cc6a4cfe07e4f5e",
+    repository: "https://gitlab.com/qemu-project/qemu.git",
+    subprojects: &[
+        "berkeley-softfloat-3",
+        "berkeley-testfloat-3",
+        "keycodemapdb",
+        "libvfio-user",
+    ],
+    manifest: "xtask/qemu-11.1.1.manifest.xz",
+    tree_sha256: "d883ce0050e1e14c96f009f237c5d8b1fdbffa4cea556b1ced6729974affac2c",
+};
+
+impl Version {
+    /// The name of the tarball
+    pub fn tarball_name(&self) -> &'static str {
+        self.tarball.rsplit('/').next().unwrap_or(self.tarball)
+    }
+
+    /// Whether the series is meant for a tree with this in its file `VERSION`
+    pub fn is_supported(&self, version: &str) -> bool {
+        version
+            .trim()
+            .strip_prefix(self.stable)
+            .is_some_and(|rest| rest.starts_with('.'))
+    }
+}
+
+/// Debian's suites with the kernels for guests, from the oldest to the newest.
+/// The number is missing where it changes: the kernel is named by the version
+/// that is found.
+pub const KERNELS: &[(&str, Option<&str>)] = &[
+    ("bookworm", Some("6.1")),
+    ("trixie", Some("6.12")),
+    ("sid", None),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_consistent() {
+        let v = &QEMU;
+        assert!(v.is_supported(v.number));
+        assert_eq!(v.tag, format!("v{}", v.number));
+        assert_eq!(
+            v.tarball_name(),
+            format!("qemu_{}+ds.orig.tar.xz", v.number)
+        );
+        assert!(v.manifest.contains(v.number));
+        for hash in [v.tarball_sha256, v.tree_sha256] {
+            assert_eq!(hash.len(), 64, "{hash}");
+        }
+    }
+
+    #[test]
+    fn versions() {
+        let is_supported = |version| QEMU.is_supported(version);
+        assert!(is_supported("11.1.1\n"));
+        assert!(is_supported("11.1.0"));
+        assert!(is_supported("11.1.50"));
+        assert!(!is_supported("11.1"));
+        assert!(!is_supported("11.10.1"));
+        assert!(!is_supported("11.0.3\n"));
+        assert!(!is_supported("10.2.2\n"));
+        assert!(!is_supported(""));
+    }
+}
