@@ -210,6 +210,7 @@ void balloon_negotiate(Balloon *b, uint64_t wanted)
                         ~BIT64(VIRTIO_F_NOTIFY_ON_EMPTY);
 
     qvirtio_set_features(b->dev, features & (wanted | ~F_BALLOON));
+    b->hints_polled = false;
     b->num_queues = 3;
     b->hint_vq = b->offered & F_HINT ? b->num_queues++ : -1;
     b->reporting_vq = b->offered & F_REPORTING ? b->num_queues++ : -1;
@@ -298,11 +299,29 @@ void assert_not_used(Balloon *b, int q)
     g_assert_false(qvirtqueue_get_buf(b->qts, b->vq[q], &idx, NULL));
 }
 
-uint32_t submit(Balloon *b, int q, uint64_t addr, uint32_t len,
-                bool write)
+static bool hint_queue_is_idle(Balloon *b)
+{
+    uint16_t flags = qtest_readw(b->qts, b->vq[b->hint_vq]->used);
+
+    return !(flags & VRING_USED_F_NO_NOTIFY);
+}
+
+void wait_hint_queue_idle(Balloon *b)
+{
+    WAIT_FOR(hint_queue_is_idle(b));
+}
+
+uint32_t submit(Balloon *b, int q, uint64_t addr, uint32_t len, bool write)
 {
     uint32_t head = qvirtqueue_add(b->qts, b->vq[q], addr, len, write, false);
 
+    /*
+     * The I/O thread of the C device does not look at the queue again after it
+     * has turned notifications on.
+     */
+    if (q == b->hint_vq && !b->hints_polled) {
+        wait_hint_queue_idle(b);
+    }
     qvirtqueue_kick(b->qts, b->dev, b->vq[q], head);
     return head;
 }
@@ -476,4 +495,79 @@ Balloon *balloon_migrate(Balloon *src, const char *options)
     g_assert_cmpint(g_rmdir(dir), ==, 0);
     continue_vm(dst);
     return dst;
+}
+
+/*
+ * Free page hinting
+ */
+
+uint32_t wait_cmd_id(Balloon *b, uint32_t old)
+{
+    uint32_t id;
+
+    WAIT_FOR((id = config_readl(b, CFG(free_page_hint_cmd_id))) != old);
+    return id;
+}
+
+void start_migration(Balloon *b)
+{
+    qtest_qmp_assert_success(
+        b->qts, "{ 'execute': 'migrate-set-parameters',"
+        " 'arguments': { 'max-bandwidth': 10,"
+        " 'zero-page-detection': 'none' } }");
+    qtest_qmp_assert_success(
+        b->qts, "{ 'execute': 'migrate',"
+        " 'arguments': { 'uri': 'exec:cat > /dev/null' } }");
+}
+
+void cancel_migration(Balloon *b)
+{
+    qtest_qmp_assert_success(b->qts, "{ 'execute': 'migrate_cancel' }");
+    wait_migration(b, "cancelled");
+    b->hints_polled = false;
+}
+
+void hint_command(Balloon *b, uint32_t id)
+{
+    uint32_t le = cpu_to_le32(id);
+
+    wait_used(b, b->hint_vq,
+              submit(b, b->hint_vq, put(b, &le, sizeof(le)), sizeof(le),
+                     false));
+    b->hints_polled = id != VIRTIO_BALLOON_CMD_ID_STOP;
+}
+
+void cancel_hinting(Balloon *b)
+{
+    cancel_migration(b);
+    /* The device was told before the migration ended */
+    g_assert_cmphex(config_readl(b, CFG(free_page_hint_cmd_id)), ==,
+                    VIRTIO_BALLOON_CMD_ID_DONE);
+}
+
+void hint_until(Balloon *b, HintState state)
+{
+    uint32_t before = config_readl(b, CFG(free_page_hint_cmd_id));
+    uint32_t id;
+
+    start_migration(b);
+    id = wait_cmd_id(b, before);
+    if (state >= HINT_START) {
+        hint_command(b, id);
+    }
+    if (state >= HINT_STOP) {
+        hint_command(b, VIRTIO_BALLOON_CMD_ID_STOP);
+    }
+    if (state == HINT_DONE) {
+        cancel_hinting(b);
+    }
+    g_assert_cmphex(config_readl(b, CFG(free_page_hint_cmd_id)), ==,
+                    state == HINT_REQUESTED ? id :
+                    state == HINT_DONE ? VIRTIO_BALLOON_CMD_ID_DONE :
+                    VIRTIO_BALLOON_CMD_ID_STOP);
+}
+
+void hint(Balloon *b, uint64_t addr)
+{
+    wait_used(b, b->hint_vq, submit(b, b->hint_vq, addr, PAGE, true));
 }

@@ -84,6 +84,8 @@ typedef struct Balloon {
     QVirtQueue *vq[5];
     int num_queues;
     int hint_vq, reporting_vq;
+    /* The I/O thread may look for hints without being notified. */
+    bool hints_polled;
 } Balloon;
 
 /* A test that is run for each transport */
@@ -196,5 +198,49 @@ void wait_migration(Balloon *b, const char *status);
  * options.  The driver there is not initialized.
  */
 Balloon *balloon_migrate(Balloon *src, const char *options);
+
+/*
+ * Free page hinting
+ */
+
+/*
+ * More memory than can be migrated during a test, however slow the host is: at
+ * the smallest bandwidth, one buffer of the stream, which is 32 pages if even
+ * zero pages are sent as a whole, leaves QEMU in 100 ms.
+ */
+#define HINT_OPTIONS    ",free-page-hint=on,iothread=io0 -m 1G"
+
+typedef enum HintState {
+    HINT_REQUESTED,
+    HINT_START,
+    HINT_STOP,
+    HINT_DONE,
+    HINT_STATES,
+} HintState;
+
+/* Wait until the device shows a command ID other than the given one. */
+uint32_t wait_cmd_id(Balloon *b, uint32_t old);
+
+/* Begin to migrate, which will not end by itself. */
+void start_migration(Balloon *b);
+void cancel_migration(Balloon *b);
+
+/* The guest stays, and the driver can have its pages back. */
+void cancel_hinting(Balloon *b);
+
+/* Send a command ID, and wait until the device has read it. */
+void hint_command(Balloon *b, uint32_t id);
+
+/* Tell that a page is free, and wait until the device knows. */
+void hint(Balloon *b, uint64_t addr);
+
+/*
+ * Wait until an I/O thread that does not want to be notified has done all that
+ * it has to do.  It never has while hinting is in the state HINT_START.
+ */
+void wait_hint_queue_idle(Balloon *b);
+
+/* Begin to migrate, and go on until hinting is in the given state. */
+void hint_until(Balloon *b, HintState state);
 
 #endif

@@ -335,6 +335,55 @@ static void test_bounded(const void *data)
 }
 
 /*
+ * Free page hinting, while there is a hint that the driver does not have back.
+ * The I/O thread of the C device may use it, the queue, or the device itself
+ * when they are not there any more.
+ */
+
+/* The driver does not remember anything of the round when it is back */
+static void test_hinting_reset(const void *data)
+{
+    Balloon *b = balloon_start(data, HINT_OPTIONS);
+    uint64_t mem = alloc_pages(b, 2);
+
+    for (HintState state = 0; state < HINT_STATES; state++) {
+        hint_until(b, state);
+        submit(b, b->hint_vq, mem, PAGE, true);
+        balloon_restart(b, F_BALLOON);
+        g_assert_cmphex(config_readl(b, CFG(free_page_hint_cmd_id)), ==,
+                        VIRTIO_BALLOON_CMD_ID_STOP);
+        hint(b, mem);
+        if (state != HINT_DONE) {
+            cancel_hinting(b);
+        }
+    }
+    assert_pages(b, mem, "PP");
+    balloon_quit(b);
+}
+
+/* The device goes away in the middle of it */
+static void test_hinting_unplug(const void *data)
+{
+    for (HintState state = 0; state < HINT_STATES; state++) {
+        Balloon *b = balloon_start(data, HINT_OPTIONS);
+        uint64_t mem = alloc_pages(b, 1);
+
+        /* The user can only ask for it before migration */
+        qtest_qmp_device_del_send(b->qts, "balloon");
+        hint_until(b, state);
+        submit(b, b->hint_vq, mem, PAGE, true);
+        qtest_outl(b->qts, 0xae08, 1 << 4);
+        qtest_qmp_eventwait(b->qts, "DEVICE_DELETED");
+        assert_error(qtest_qmp(b->qts, "{ 'execute': 'query-balloon' }"),
+                     "No balloon device has been activated");
+        if (state != HINT_DONE) {
+            cancel_migration(b);
+        }
+        balloon_quit(b);
+    }
+}
+
+/*
  * Migration
  */
 
@@ -424,6 +473,8 @@ static const TransportTest transport_tests[] = {
     { "unplug-huge-pages", test_unplug_huge_pages, .pc_only = true,
       .huge_vms = 1 },
     { "bounded", test_bounded },
+    { "hinting/reset-in-flight", test_hinting_reset },
+    { "hinting/unplug-in-flight", test_hinting_unplug, .pc_only = true },
     { "migrate-unfinished", test_migrate_unfinished },
     { "migrate-huge-pages", test_migrate_huge_pages, .huge_vms = 2 },
 };
