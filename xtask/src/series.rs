@@ -264,7 +264,7 @@ pub fn check(env: &Env, each: bool) -> Result<usize> {
     add_worktree(&sh, &scratch, &patches, [])?;
     let result = check_result(env, &sh, &source, &scratch, &patches);
     cmd!(sh, "git worktree remove --force {scratch}").run_quiet()?;
-    result?;
+    check_maintainers(&sh, &result?)?;
     check_style(env, &sh, &patches)?;
     if each {
         build_each(env, &source, &patches)?;
@@ -273,14 +273,15 @@ pub fn check(env: &Env, each: bool) -> Result<usize> {
     Ok(count)
 }
 
-/// Check that the patches result in the tree that is built.
+/// Check that the patches result in the tree that is built, and return the files
+/// that they add.
 fn check_result(
     env: &Env,
     sh: &Shell,
     source: &Source,
     scratch: &Path,
     patches: &[PathBuf],
-) -> Result<()> {
+) -> Result<Vec<String>> {
     let inner = sh.clone();
     inner.change_dir(scratch);
     cmd!(inner, "git am -q {patches...}").run_quiet()?;
@@ -321,6 +322,33 @@ fn check_result(
         let exists = fs::symlink_metadata(scratch.join(&to)).is_ok();
         ensure!(exists, "{} is missing", to.display());
     }
+    let added = cmd!(inner, "git diff --name-only --diff-filter=A pristine HEAD")
+        .quiet()
+        .read()?;
+    Ok(added.lines().map(str::to_owned).collect())
+}
+
+/// Check that `MAINTAINERS` has an entry for each new file, apart from those for
+/// lists that get a copy of all patches.  `checkpatch.pl` only asks.
+fn check_maintainers(sh: &Shell, files: &[String]) -> Result<()> {
+    let mut orphans = Vec::new();
+    for file in files {
+        let sections = cmd!(
+            sh,
+            "perl scripts/get_maintainer.pl --nogit --nogit-fallback --subsystem --norolestats
+             --noemail --nol --noweb --noscm -f {file}"
+        )
+        .quiet()
+        .read()?;
+        if sections.lines().all(|line| line.ends_with(" CC here")) {
+            orphans.push(file.as_str());
+        }
+    }
+    ensure!(
+        orphans.is_empty(),
+        "MAINTAINERS has no section with: {}",
+        orphans.join(", ")
+    );
     Ok(())
 }
 
@@ -397,15 +425,14 @@ impl<'a> Allowed<'a> {
 
 /// Build QEMU after each patch, with and without Rust.
 fn build_each(env: &Env, source: &Source, patches: &[PathBuf]) -> Result<()> {
-    const KEY: &str = "each";
-    let dir = source.dir.with_extension(KEY);
-    let build_dir = env.cache.join("build").join(KEY);
-    remove(&build_dir)?;
+    env.need_space(8)?;
+    let root = env.cache.join("each");
+    remove(&root)?;
     let result = (|| {
-        let tree = source.pristine_worktree(env, dir.clone(), KEY)?;
+        let tree = source.pristine_worktree(env, &root)?;
         let sh = tree.git()?;
         let builds = [Device::C, Device::Rust]
-            .map(|device| Build::configured(env, tree.clone(), device, Target::X86_64));
+            .map(|device| Build::configured(env, &root, tree.clone(), device, Target::X86_64));
         let builds = builds.into_iter().collect::<Result<Vec<_>>>()?;
         for (i, patch) in patches.iter().enumerate() {
             let name = patch.file_name().unwrap_or_default().to_string_lossy();
@@ -431,9 +458,9 @@ fn build_each(env: &Env, source: &Source, patches: &[PathBuf]) -> Result<()> {
         }
         Ok(())
     })();
+    remove(&root)?;
     let sh = source.git()?;
-    cmd!(sh, "git worktree remove --force {dir}").run_quiet()?;
-    remove(&build_dir)?;
+    cmd!(sh, "git worktree prune").run_quiet()?;
     result
 }
 

@@ -273,19 +273,21 @@ impl Source {
     }
 
     /// Check the pristine source out to another directory, with what Debian's
-    /// tarball lacks, but without the series.  Nothing is mounted there.
+    /// tarball lacks, but without the series.  Nothing is mounted there.  It has the
+    /// same name and place below `root` as the tree has below the cache, so that
+    /// ccache finds that the files are the same.
     ///
     /// # Errors
     ///
     /// Fails if git does.
-    pub fn pristine_worktree(&self, env: &Env, dir: PathBuf, key: &str) -> Result<Self> {
+    pub fn pristine_worktree(&self, env: &Env, root: &Path) -> Result<Self> {
+        let dir = root.join("src").join(&self.key);
         let sh = self.git()?;
-        remove(&dir)?;
         cmd!(sh, "git worktree prune").run_quiet()?;
         cmd!(sh, "git worktree add -q --detach {dir} pristine").run_quiet()?;
         let this = Self {
             dir,
-            key: key.to_owned(),
+            key: self.key.clone(),
         };
         if this.is_debian()? {
             let patches = quirks(env)?;
@@ -329,13 +331,18 @@ impl Source {
 }
 
 /// Makes git independent of the configuration of the user.
-pub const GIT_ENV: [(&str, &str); 6] = [
+pub const GIT_ENV: [(&str, &str); 9] = [
     ("GIT_CONFIG_GLOBAL", "/dev/null"),
     ("GIT_CONFIG_SYSTEM", "/dev/null"),
     ("GIT_AUTHOR_NAME", "xtask"),
     ("GIT_AUTHOR_EMAIL", "xtask@localhost"),
     ("GIT_COMMITTER_NAME", "xtask"),
     ("GIT_COMMITTER_EMAIL", "xtask@localhost"),
+    // It would repack the whole tree in the background, for the few commits there
+    // are.
+    ("GIT_CONFIG_COUNT", "1"),
+    ("GIT_CONFIG_KEY_0", "gc.auto"),
+    ("GIT_CONFIG_VALUE_0", "0"),
 ];
 
 /// Have all crates built again: meson does not notice that it has to do so if a
@@ -481,7 +488,7 @@ fn obtain(env: &Env, dir: &Path) -> Result<()> {
 
     let url = variable(REPOSITORY_VAR).unwrap_or_else(|| QEMU.repository.to_owned());
     env.say(&format!(
-        "Debian's mirror does not have {}: trying {url}",
+        "cannot get {} from Debian's mirror: trying {url}",
         QEMU.tarball_name()
     ));
     remove(dir)?;
