@@ -309,14 +309,16 @@ fn monitor_latency(binary: &Path) -> Result<Duration> {
     }
     driver.prepare(INFLATE, &[(buffer, 64 << 20, false); 128], true)?;
 
+    // That is long enough to see who does not answer
+    let limit = Duration::from_secs(10);
+    driver.qemu.set_qmp_timeout(limit)?;
     let begin = Instant::now();
     driver.kick(INFLATE)?;
     let mut worst = Duration::ZERO;
-    while begin.elapsed() < Duration::from_secs(10) {
+    while begin.elapsed() < limit {
         let start = Instant::now();
         let answer = driver.qemu.qmp(r#"{"execute":"query-status"}"#);
         worst = worst.max(start.elapsed());
-        // QEMU is given 10 s for an answer
         if answer.is_err() {
             return Ok(worst);
         }

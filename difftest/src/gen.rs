@@ -50,8 +50,8 @@ impl<'a> Generator<'a> {
 
     /// Options for QEMU
     pub fn config(&mut self) -> Config {
-        let mut flags = [false; 6];
-        for (flag, percent) in flags.iter_mut().zip([30, 50, 50, 60, 60, 30]) {
+        let mut flags = [false; 5];
+        for (flag, percent) in flags.iter_mut().zip([30, 50, 50, 60, 60]) {
             *flag = self.rng.percent(percent);
         }
         Config::from_flags(flags)
@@ -240,8 +240,9 @@ impl<'a> Generator<'a> {
     }
 
     fn queue_index(&mut self) -> u32 {
-        let n = self.num_queues();
-        self.rng.below(n + u64::from(self.rng.clone().percent(10))) as u32
+        // sometimes one that does not exist
+        let n = self.num_queues() + u64::from(self.rng.percent(10));
+        self.rng.below(n) as u32
     }
 
     fn kick(&mut self) -> Op {
@@ -711,7 +712,6 @@ impl<'a> Generator<'a> {
             "free-page-hint",
             "page-poison",
             "free-page-reporting",
-            "qemu-4-0-config-size",
             "iothread",
             "hotplugged",
             "indirect_desc",

@@ -237,6 +237,15 @@ fn summary(totals: &Totals, seed: Option<u64>, differences: u32, elapsed: Durati
         e.qmp_errors,
         events.join(", ")
     );
+    // If it was not used for long, something may have changed.
+    let unused: Vec<_> = NAMED_DIFFERENCES
+        .iter()
+        .filter(|diff| diff.is_tolerated() && !e.named.contains_key(diff.name))
+        .map(|diff| diff.name)
+        .collect();
+    if !unused.is_empty() {
+        println!("tolerated, but not seen: {}", unused.join(", "));
+    }
     let named: Vec<_> = e.named.iter().map(|(k, v)| format!("{k}: {v}")).collect();
     let seed = seed.map_or_else(|| "replay".to_owned(), |seed| format!("seed {seed}"));
     let secs = elapsed.as_secs_f64();

@@ -23,39 +23,35 @@ pub struct Config {
     pub free_page_hint: bool,
     pub page_poison: bool,
     pub free_page_reporting: bool,
-    pub qemu_4_0_config_size: bool,
 }
 
 impl Config {
-    const NAMES: [&'static str; 6] = [
+    const NAMES: [&'static str; 5] = [
         "legacy",
         "deflate-on-oom",
         "free-page-hint",
         "page-poison",
         "free-page-reporting",
-        "qemu-4-0-config-size",
     ];
 
-    fn flags(&self) -> [bool; 6] {
+    fn flags(&self) -> [bool; 5] {
         [
             self.legacy,
             self.deflate_on_oom,
             self.free_page_hint,
             self.page_poison,
             self.free_page_reporting,
-            self.qemu_4_0_config_size,
         ]
     }
 
     /// From flags in the order of the fields
-    pub fn from_flags(f: [bool; 6]) -> Self {
+    pub fn from_flags(f: [bool; 5]) -> Self {
         Self {
             legacy: f[0],
             deflate_on_oom: f[1],
             free_page_hint: f[2],
             page_poison: f[3],
             free_page_reporting: f[4],
-            qemu_4_0_config_size: f[5],
         }
     }
 
@@ -594,7 +590,7 @@ pub fn from_text(text: &str) -> Result<(Config, Vec<Op>)> {
     let (_, first) = lines.next().context("no configuration")?;
     let mut words = first.split_whitespace();
     ensure!(words.next() == Some("config"), "not a configuration");
-    let mut flags = [false; 6];
+    let mut flags = [false; 5];
     for word in words {
         let (name, value) = word.split_once('=').context("not name=value")?;
         let i = Config::NAMES

@@ -17,8 +17,9 @@ use std::{
 use anyhow::{bail, ensure, Context, Result};
 use serde_json::Value;
 
-/// How long QEMU may take for an answer
-const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long QEMU may take for an answer.  This is only for what hangs: a busy
+/// host must not make a difference.
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A directory that is removed in the end
 struct TempDir(PathBuf);
@@ -117,7 +118,7 @@ impl Lines {
             if let Some(line) = self.buffered_line() {
                 return Ok(line);
             }
-            ensure!(self.fill()?, "no answer for {} s", TIMEOUT.as_secs());
+            ensure!(self.fill()?, "no answer for too long");
         }
     }
 
@@ -204,6 +205,15 @@ impl Qemu {
         Ok(qemu)
     }
 
+    /// Change how long QEMU may take for an answer to QMP commands.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the time is zero.
+    pub fn set_qmp_timeout(&mut self, timeout: Duration) -> Result<()> {
+        Ok(self.qmp.stream.set_read_timeout(Some(timeout))?)
+    }
+
     /// A directory for files, which is removed with the process
     pub fn dir(&self) -> &Path {
         &self.dir.0
@@ -211,15 +221,59 @@ impl Qemu {
 
     /// The end of what QEMU has written to stderr, and its exit status
     pub fn post_mortem(&mut self) -> String {
-        sleep(Duration::from_millis(300));
-        let status = match self.child.try_wait() {
-            Ok(Some(status)) => format!("ended: {status}"),
-            _ => "still running".to_owned(),
-        };
+        // It may be about to end.
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let mut status = "still running".to_owned();
+        while Instant::now() < deadline {
+            if let Ok(Some(code)) = self.child.try_wait() {
+                status = format!("ended: {code}");
+                break;
+            }
+            sleep(Duration::from_millis(10));
+        }
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<_> = log.lines().collect();
         let tail = lines[lines.len().saturating_sub(5)..].join(" | ");
         format!("{status}; {tail}")
+    }
+
+    /// The number that the system has given to the thread of an `iothread`
+    ///
+    /// # Errors
+    ///
+    /// Fails if there is no such object.
+    pub fn io_thread(&mut self, id: &str) -> Result<u64> {
+        let answer = self.qmp(r#"{"execute":"query-iothreads"}"#)?;
+        answer["return"]
+            .as_array()
+            .and_then(|list| list.iter().find(|thread| thread["id"] == id))
+            .and_then(|thread| thread["thread-id"].as_u64())
+            .with_context(|| format!("no I/O thread {id}: {answer}"))
+    }
+
+    /// Wait until a thread sleeps.  It has nothing to do then, as a thread that
+    /// was woken up does not count as asleep, even if it did not run yet.
+    ///
+    /// # Errors
+    ///
+    /// Fails if it never sleeps, or if there is no such thread any more.
+    pub fn wait_asleep(&self, thread: u64) -> Result<()> {
+        let path = format!("/proc/{}/task/{thread}/stat", self.child.id());
+        let deadline = Instant::now() + TIMEOUT;
+        loop {
+            let stat = std::fs::read_to_string(&path).with_context(|| path.clone())?;
+            // after the name, which may contain anything
+            let state = stat.rsplit(')').next().map(str::trim_start);
+            if state.is_some_and(|state| state.starts_with('S')) {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "an I/O thread has not slept for {} s",
+                TIMEOUT.as_secs()
+            );
+            sleep(Duration::from_micros(20));
+        }
     }
 
     /// Send qtest commands, each ended by a newline.

@@ -15,7 +15,7 @@ from virtio_balloon_migration import (
 
 POISON = ('-append', f'{CMDLINE} {POISON_CMDLINE}')
 
-# Statistics for which there is no better reason
+# Statistics that all kernels send
 BASIC = ['stat-swap-in', 'stat-swap-out', 'stat-major-faults',
          'stat-minor-faults', 'stat-free-memory', 'stat-total-memory',
          'stat-available-memory', 'stat-disk-caches', 'stat-htlb-pgalloc',
@@ -32,16 +32,18 @@ class VirtioBalloonReporting(BalloonLinuxTest):
     # 60% of the memory
     HOG = 307 * MIB
 
+    # The driver reports with a delay of 2 s
+    DELAY = 2
+
     def idle(self):
         '''Wait until QEMU neither grows nor shrinks; return its RSS.'''
         last = []
 
         def settled():
-            time.sleep(1)
+            self.guest_sleep(self.DELAY)
             last.append(self.vm_status('VmRSS'))
-            # Pages are reported with a delay of 2 s
-            recent = last[-6:]
-            return (len(recent) == 6
+            recent = last[-4:]
+            return (len(recent) == 4
                     and max(recent) - min(recent) < 2 * MIB)
 
         self.wait_for(settled, 'QEMU to settle')
@@ -70,9 +72,10 @@ class VirtioBalloonReporting(BalloonLinuxTest):
             peak = self.use_and_free()
             self.log.info('idle %d, peak %d', before, peak)
             self.assertGreater(peak, before + self.HOG // 2)
+            start = time.monotonic()
             self.wait_for(lambda: self.vm_status('VmRSS') < before * 1.1,
-                          f'QEMU to shrink from {peak} to {before}, not'
-                          f' {self.vm_status("VmRSS")}', 30)
+                          f'QEMU to shrink from {peak} to {before}')
+            self.log.info('RSS is back after %.1f s', time.monotonic() - start)
 
     def test_no_reporting(self):
         '''This does not happen by itself.'''
@@ -80,7 +83,8 @@ class VirtioBalloonReporting(BalloonLinuxTest):
         before = self.idle()
         peak = self.use_and_free()
         self.assertGreater(peak, before + self.HOG // 2)
-        time.sleep(10)
+        # This would be enough for several reports
+        self.guest_sleep(4 * self.DELAY)
         self.assertGreater(self.vm_status('VmRSS'), peak - 16 * MIB)
 
     def test_poison(self):
@@ -94,7 +98,7 @@ class VirtioBalloonReporting(BalloonLinuxTest):
         peak = self.use_and_free()
         self.assertGreater(peak, self.HOG)
         # This would be enough for several reports
-        time.sleep(15)
+        self.guest_sleep(6 * self.DELAY)
         self.assertGreater(self.vm_status('VmRSS'), peak - 16 * MIB)
 
         # If the pages are zero, they can be discarded.  (They are, unless
@@ -116,12 +120,22 @@ class VirtioBalloonStats(BalloonLinuxTest):
         '''When the driver has sent statistics'''
         return self.host_stats()[1]
 
+    def has_buffer(self):
+        '''
+        Whether the device has the buffer for statistics, so that the driver
+        cannot send any
+        '''
+        return self.vm.cmd('x-query-virtio-queue-status',
+                           path=self.BALLOON + '/virtio-backend',
+                           queue=2)['inuse'] == 1
+
     def check_no_updates(self):
         '''Nothing arrives any more.'''
-        # A request may be on its way
-        time.sleep(2)
+        if self.guest_features():
+            # There may have been a request already
+            self.wait_for(self.has_buffer, 'the driver to answer')
         before = self.last_update()
-        time.sleep(5)
+        self.guest_sleep(5)
         self.assertEqual(self.last_update(), before)
 
     def vmstat(self):
@@ -161,12 +175,15 @@ class VirtioBalloonStats(BalloonLinuxTest):
             if name in stats:
                 self.assertLessEqual(value, stats[name], name)
                 self.assertLessEqual(stats[name], after[name], name)
-        info = self.meminfo()
-        self.assertEqual(stats['stat-total-memory'], info['MemTotal'])
+        self.assertEqual(stats['stat-total-memory'],
+                         self.meminfo()['MemTotal'])
+        # These go up and down.  Sooner or later, both agree.
         for name, key in [('stat-free-memory', 'MemFree'),
                           ('stat-available-memory', 'MemAvailable'),
                           ('stat-disk-caches', 'Cached')]:
-            self.assertLess(abs(stats[name] - info[key]), 16 * MIB, name)
+            self.wait_for(lambda name=name, key=key:
+                          abs(self.host_stats()[0][name] - self.meminfo()[key])
+                          < 16 * MIB, f'{name} to be what {key} is')
 
     def check_tags(self):
         '''All of the tags that the kernel has are there.'''
@@ -277,7 +294,7 @@ class VirtioBalloonStats(BalloonLinuxTest):
         self._console = b''
         self.vm.cmd('cont')
         self.wait_console(rb'Guest is ready')
-        self.run_in_guest('stty -echo cols 1000')
+        self.prepare_guest()
         self.wait_for(self.last_update, 'statistics')
         self.check_tags()
         # The target is still there
@@ -300,9 +317,8 @@ class VirtioBalloonStats(BalloonLinuxTest):
         self.vm.get_qmp_events()
         self.vm.console_socket.sendall(
             b'echo mem > /sys/power/state; echo "is ""awake" $?\n')
-        if self.vm.event_wait('SUSPEND', timeout=60.0) is None:
-            self.skipTest('the guest cannot be suspended: '
-                          + self._console[-300:].decode(errors='replace'))
+        self.assertIsNotNone(self.vm.event_wait('SUSPEND',
+                                                timeout=self.timeout))
         self.wait_for(lambda: self.vm.cmd('query-status')['status']
                       == 'suspended', 'the guest to sleep')
         asleep = self.host_stats()
@@ -311,8 +327,7 @@ class VirtioBalloonStats(BalloonLinuxTest):
 
         self.vm.cmd('system_wakeup')
         # At first, these are the same; the driver will soon send new ones
-        deadline = time.monotonic() + 2
-        while time.monotonic() < deadline:
+        for _ in range(50):
             awake = self.host_stats()
             self.assertEqual(set(awake[0]), stats)
             self.assertGreaterEqual(awake[1], asleep[1])
@@ -432,7 +447,10 @@ class VirtioBalloonHotplug(BalloonLinuxTest):
         self.log.info('RssAnon: %s', [size // 1024 for size in sizes])
         if os.getenv('BALLOON_VERBOSE'):
             print([size // 1024 for size in sizes][::5])
-        self.assertLess(sizes[-1] - sizes[self.WARM_UP], self.GROWTH)
+        # A leak would be in all of the last ones, and noise is not.
+        self.assertLess(min(sizes[-5:]) - max(sizes[self.WARM_UP - 5:
+                                                    self.WARM_UP + 1]),
+                        self.GROWTH)
         self.add(options)
         self.set_balloon(self.TARGET)
         self.set_balloon(self.RAM)

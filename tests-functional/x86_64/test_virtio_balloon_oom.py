@@ -74,7 +74,7 @@ class VirtioBalloonOom(BalloonGuestTest):
         # The last one may still be on its way
         if changes[-1:] != [target * MIB]:
             event = self.vm.event_wait(
-                'BALLOON_CHANGE', timeout=10.0,
+                'BALLOON_CHANGE', timeout=self.timeout,
                 match={'data': {'actual': target * MIB}})
             self.assertIsNotNone(event)
 

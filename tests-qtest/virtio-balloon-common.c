@@ -1,0 +1,479 @@
+/*
+ * A driver for virtio-balloon, for tests
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include <glib/gstdio.h>
+#include "qemu/bswap.h"
+#include "virtio-balloon-common.h"
+#include "hw/pci/pci_regs.h"
+#include "standard-headers/linux/virtio_mmio.h"
+#include "standard-headers/linux/virtio_pci.h"
+
+/* What QEMU offers for all virtio devices */
+#define F_RING      (BIT64(VIRTIO_RING_F_INDIRECT_DESC) | \
+                     BIT64(VIRTIO_RING_F_EVENT_IDX))
+/* not through the legacy interface, which only has 32 bits */
+#define F_MODERN    (BIT64(VIRTIO_F_VERSION_1) | BIT64(VIRTIO_F_RING_RESET))
+/* only through the legacy interface */
+#define F_LEGACY    (BIT64(VIRTIO_F_NOTIFY_ON_EMPTY) | \
+                     BIT64(VIRTIO_F_ANY_LAYOUT))
+
+static const Transport pci_modern = {
+    .name = "pci-modern",
+    .machine = "pc",
+    .device = "virtio-balloon-pci-non-transitional,addr=04.0",
+    .features = F_RING | F_MODERN,
+    .pci = true,
+};
+
+static const Transport pci_transitional = {
+    .name = "pci-transitional",
+    .machine = "pc",
+    .device = "virtio-balloon-pci-transitional,addr=04.0",
+    /* libqos prefers the modern interface */
+    .features = F_RING | F_MODERN,
+    .pci = true,
+};
+
+static const Transport pci_legacy = {
+    .name = "pci-legacy",
+    .machine = "pc",
+    .device = "virtio-balloon-pci,disable-modern=on,addr=04.0",
+    .features = F_RING | F_LEGACY | F_BAD,
+    .pci = true,
+};
+
+static const Transport mmio_x86 = {
+    .name = "mmio",
+    .machine = "microvm",
+    .device = "virtio-balloon-device",
+    .features = F_RING | F_LEGACY,
+};
+
+static const Transport mmio_arm = {
+    .name = "mmio",
+    .machine = "virt",
+    .device = "virtio-balloon-device",
+    .features = F_RING | F_LEGACY,
+};
+
+const Transport *const *transports(void)
+{
+    static const Transport *const x86[] = {
+        &pci_modern, &pci_transitional, &pci_legacy, &mmio_x86, NULL
+    };
+    static const Transport *const arm[] = { &mmio_arm, NULL };
+    /* libqos has no driver for CCW */
+    static const Transport *const none[] = { NULL };
+    const char *arch = qtest_get_arch();
+
+    return !strcmp(arch, "x86_64") || !strcmp(arch, "i386") ? x86 :
+           !strcmp(arch, "aarch64") ? arm : none;
+}
+
+/* Whether there are enough for the memory of some VMs */
+static bool have_huge_pages(int vms)
+{
+    const char *path =
+        "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
+    g_autofree char *text = NULL;
+
+    return g_file_get_contents(path, &text, NULL, NULL) &&
+           g_ascii_strtoull(text, NULL, 10) >= vms * RAM_SIZE / HUGE_PAGE;
+}
+
+typedef struct TestData {
+    const Transport *t;
+    const TransportTest *test;
+} TestData;
+
+static void run_transport_test(const void *opaque)
+{
+    const TestData *data = opaque;
+
+    if (data->test->huge_vms && !have_huge_pages(data->test->huge_vms)) {
+        g_test_skip("not enough huge pages are free");
+        return;
+    }
+    data->test->fn(data->t);
+}
+
+void add_transport_tests(const Transport *t, const TransportTest *tests,
+                         size_t n)
+{
+    if (!qtest_has_machine(t->machine)) {
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        g_autofree char *path = g_strdup_printf("virtio-balloon/%s/%s",
+                                                t->name, tests[i].name);
+        TestData *data;
+
+        if (tests[i].pc_only && !t->pci) {
+            continue;
+        }
+        data = g_new(TestData, 1);
+        data->t = t;
+        data->test = &tests[i];
+        qtest_add_data_func_full(path, data, run_transport_test, g_free);
+    }
+}
+
+/*
+ * Booting and initialization
+ */
+
+static void find_mmio(Balloon *b)
+{
+    bool arm = !strcmp(b->t->machine, "virt");
+    uint64_t base = arm ? 0x0a000000 : 0xfeb00000;
+    uint64_t ram = arm ? 0x40000000 : 0;
+    int i;
+
+    /* The order in which transports are used is up to the machine */
+    for (i = 0; i < 32; i++) {
+        uint64_t addr = base + i * 0x200;
+
+        if (qtest_readl(b->qts, addr + QVIRTIO_MMIO_MAGIC_VALUE) ==
+            ('v' | 'i' << 8 | 'r' << 16 | (uint32_t)'t' << 24) &&
+            qtest_readl(b->qts, addr + QVIRTIO_MMIO_DEVICE_ID) ==
+            VIRTIO_ID_BALLOON) {
+            qvirtio_mmio_init_device(&b->mmio, b->qts, addr, PAGE);
+            break;
+        }
+    }
+    g_assert_cmpint(i, <, 32);
+
+    alloc_init(&b->mmio_alloc, 0, ram + 0x1000000, ram + RAM_SIZE, PAGE);
+    b->alloc = &b->mmio_alloc;
+    b->dev = &b->mmio.vdev;
+}
+
+Balloon *balloon_boot(const Transport *t, const char *options)
+{
+    Balloon *b = g_new0(Balloon, 1);
+    g_autofree char *cmdline =
+        g_strdup_printf("-machine %s -m %d -object iothread,id=io0"
+                        " -device %s,id=balloon%s", t->machine, RAM_MB,
+                        t->device, options);
+
+    b->t = t;
+    if (t->pci) {
+        QPCIAddress addr = { .devfn = QPCI_DEVFN(4, 0) };
+
+        b->qs = qtest_pc_boot("%s", cmdline);
+        b->qts = b->qs->qts;
+        b->alloc = &b->qs->alloc;
+        b->pci = virtio_pci_new(b->qs->pcibus, &addr);
+        g_assert_nonnull(b->pci);
+        qvirtio_pci_device_enable(b->pci);
+        b->dev = &b->pci->vdev;
+    } else {
+        b->qts = qtest_initf("-nodefaults %s", cmdline);
+        find_mmio(b);
+    }
+
+    qvirtio_start_device(b->dev);
+    b->offered = qvirtio_get_features(b->dev);
+    return b;
+}
+
+static void balloon_free_queues(Balloon *b)
+{
+    for (int i = 0; i < b->num_queues; i++) {
+        qvirtqueue_cleanup(b->dev->bus, b->vq[i], b->alloc);
+    }
+    b->num_queues = 0;
+}
+
+void balloon_quit(Balloon *b)
+{
+    balloon_free_queues(b);
+    if (b->t->pci) {
+        qvirtio_pci_device_disable(b->pci);
+        g_free(b->pci->pdev);
+        g_free(b->pci);
+        qtest_shutdown(b->qs);
+    } else {
+        alloc_destroy(&b->mmio_alloc);
+        qtest_quit(b->qts);
+    }
+    g_free(b);
+}
+
+void balloon_negotiate(Balloon *b, uint64_t wanted)
+{
+    uint64_t features = b->offered & ~F_BAD & ~BIT64(VIRTIO_RING_F_EVENT_IDX) &
+                        ~BIT64(VIRTIO_F_NOTIFY_ON_EMPTY);
+
+    qvirtio_set_features(b->dev, features & (wanted | ~F_BALLOON));
+    b->num_queues = 3;
+    b->hint_vq = b->offered & F_HINT ? b->num_queues++ : -1;
+    b->reporting_vq = b->offered & F_REPORTING ? b->num_queues++ : -1;
+    for (int i = 0; i < b->num_queues; i++) {
+        b->vq[i] = qvirtqueue_setup(b->dev, b->alloc, i);
+    }
+    qvirtio_set_driver_ok(b->dev);
+}
+
+Balloon *balloon_start(const Transport *t, const char *options)
+{
+    Balloon *b = balloon_boot(t, options);
+
+    balloon_negotiate(b, F_BALLOON);
+    return b;
+}
+
+void balloon_restart(Balloon *b, uint64_t wanted)
+{
+    balloon_free_queues(b);
+    qvirtio_start_device(b->dev);
+    balloon_negotiate(b, wanted);
+}
+
+uint8_t balloon_status(Balloon *b)
+{
+    return b->dev->bus->get_status(b->dev);
+}
+
+bool is_broken(Balloon *b)
+{
+    return balloon_status(b) & VIRTIO_CONFIG_S_NEEDS_RESET;
+}
+
+bool is_broken_for_qmp(Balloon *b)
+{
+    QDict *ret = qtest_qmp_assert_success_ref(
+        b->qts, "{ 'execute': 'x-query-virtio-status',"
+        " 'arguments': { 'path': %s } }", backend_path(b->t));
+    bool broken = qdict_get_bool(ret, "broken");
+
+    qobject_unref(ret);
+    return broken;
+}
+
+void config_writel(Balloon *b, uint64_t offset, uint32_t value)
+{
+    if (!b->t->pci) {
+        qtest_writel(b->qts,
+                     b->mmio.addr + QVIRTIO_MMIO_DEVICE_SPECIFIC + offset,
+                     value);
+    } else if (b->offered & BIT64(VIRTIO_F_VERSION_1)) {
+        qpci_io_writel(b->pci->pdev, b->pci->bar,
+                       b->pci->device_cfg_offset + offset, value);
+    } else {
+        qpci_io_writel(b->pci->pdev, b->pci->bar,
+                       VIRTIO_PCI_CONFIG_OFF(false) + offset, value);
+    }
+}
+
+uint32_t config_readl(Balloon *b, uint64_t offset)
+{
+    return qvirtio_config_readl(b->dev, offset);
+}
+
+/*
+ * Queues
+ */
+
+void wait_used(Balloon *b, int q, uint32_t head)
+{
+    uint32_t len = UINT32_MAX, idx;
+
+    WAIT_FOR(qvirtqueue_get_buf(b->qts, b->vq[q], &idx, &len));
+    g_assert_cmpint(idx, ==, head);
+    /* The balloon never writes to buffers */
+    g_assert_cmpint(len, ==, 0);
+}
+
+void assert_not_used(Balloon *b, int q)
+{
+    uint32_t idx;
+
+    qtest_clock_step(b->qts, 1000);
+    qtest_qmp_assert_success(b->qts, "{ 'execute': 'query-status' }");
+    g_assert_false(qvirtqueue_get_buf(b->qts, b->vq[q], &idx, NULL));
+}
+
+uint32_t submit(Balloon *b, int q, uint64_t addr, uint32_t len,
+                bool write)
+{
+    uint32_t head = qvirtqueue_add(b->qts, b->vq[q], addr, len, write, false);
+
+    qvirtqueue_kick(b->qts, b->dev, b->vq[q], head);
+    return head;
+}
+
+uint64_t put(Balloon *b, const void *data, size_t len)
+{
+    uint64_t addr = guest_alloc(b->alloc, MAX(len, 1));
+
+    qtest_memwrite(b->qts, addr, data, len);
+    return addr;
+}
+
+void send_pfns(Balloon *b, int q, const uint32_t *pfns, int n)
+{
+    g_autofree uint32_t *le = g_new(uint32_t, n);
+    uint64_t addr;
+
+    for (int i = 0; i < n; i++) {
+        le[i] = cpu_to_le32(pfns[i]);
+    }
+    addr = put(b, le, n * sizeof(*le));
+    wait_used(b, q, submit(b, q, addr, n * sizeof(*le), false));
+    guest_free(b->alloc, addr);
+}
+
+uint64_t alloc_pages(Balloon *b, int n)
+{
+    uint64_t addr = guest_alloc(b->alloc, n * PAGE);
+
+    g_assert_cmphex(addr & (PAGE - 1), ==, 0);
+    qtest_memset(b->qts, addr, PATTERN, n * PAGE);
+    return addr;
+}
+
+uint32_t pfn(uint64_t addr)
+{
+    return addr >> VIRTIO_BALLOON_PFN_SHIFT;
+}
+
+bool is_zero(Balloon *b, uint64_t addr)
+{
+    uint8_t page[PAGE];
+    bool zero;
+
+    qtest_memread(b->qts, addr, page, PAGE);
+    zero = !page[0];
+    for (int i = 0; i < PAGE; i++) {
+        g_assert_cmphex(page[i], ==, zero ? 0 : PATTERN);
+    }
+    return zero;
+}
+
+void assert_pages(Balloon *b, uint64_t addr, const char *expected)
+{
+    for (int i = 0; expected[i]; i++) {
+        if (is_zero(b, addr + i * PAGE) != (expected[i] == '0')) {
+            g_test_message("page %d", i);
+            g_test_fail();
+        }
+    }
+}
+
+/*
+ * QMP
+ */
+
+int64_t query_balloon(Balloon *b)
+{
+    QDict *ret = qtest_qmp_assert_success_ref(
+        b->qts, "{ 'execute': 'query-balloon' }");
+    int64_t actual = qdict_get_int(ret, "actual");
+
+    qobject_unref(ret);
+    return actual;
+}
+
+void set_balloon(Balloon *b, uint64_t value)
+{
+    qtest_qmp_assert_success(
+        b->qts, "{ 'execute': 'balloon', 'arguments': { 'value': %" PRId64
+        " } }", (int64_t)value);
+}
+
+void stop_vm(Balloon *b)
+{
+    qtest_qmp_assert_success(b->qts, "{ 'execute': 'stop' }");
+}
+
+void continue_vm(Balloon *b)
+{
+    qtest_qmp_assert_success(b->qts, "{ 'execute': 'cont' }");
+}
+
+const char *backend_path(const Transport *t)
+{
+    return t->pci ? "/machine/peripheral/balloon/virtio-backend" :
+                    "/machine/peripheral/balloon";
+}
+
+int64_t queue_status(Balloon *b, int q, const char *name)
+{
+    QDict *ret = qtest_qmp_assert_success_ref(
+        b->qts, "{ 'execute': 'x-query-virtio-queue-status',"
+        " 'arguments': { 'path': %s, 'queue': %d } }", backend_path(b->t), q);
+    int64_t value = qdict_get_int(ret, name);
+
+    qobject_unref(ret);
+    return value;
+}
+
+void assert_error(QDict *resp, const char *expected)
+{
+    g_assert_true(qdict_haskey(resp, "error"));
+    g_assert_cmpstr(qdict_get_str(qdict_get_qdict(resp, "error"), "desc"), ==,
+                    expected);
+    qobject_unref(resp);
+}
+
+/*
+ * Migration
+ */
+
+static bool migration_has_status(Balloon *b, const char *expected)
+{
+    QDict *ret = qtest_qmp_assert_success_ref(
+        b->qts, "{ 'execute': 'query-migrate' }");
+    const char *status = qdict_get_try_str(ret, "status");
+    bool result = !g_strcmp0(status, expected);
+
+    if (!g_strcmp0(status, "failed") && !strcmp(expected, "cancelled")) {
+        /*
+         * The thread that sends may find that the channel is closed before it
+         * finds out that this is intended.
+         */
+        result = true;
+    } else if (!result && (!g_strcmp0(status, "failed") ||
+                           !g_strcmp0(status, "completed") ||
+                           !g_strcmp0(status, "cancelled"))) {
+        g_test_message("%s", qdict_get_try_str(ret, "error-desc") ?: "");
+        g_assert_cmpstr(status, ==, expected);
+    }
+    qobject_unref(ret);
+    return result;
+}
+
+void wait_migration(Balloon *b, const char *status)
+{
+    WAIT_FOR(migration_has_status(b, status));
+}
+
+Balloon *balloon_migrate(Balloon *src, const char *options)
+{
+    g_autofree char *dir = g_dir_make_tmp("virtio-balloon-XXXXXX", NULL);
+    g_autofree char *path = g_build_filename(dir, "state", NULL);
+    g_autofree char *uri = g_strdup_printf("file:%s", path);
+    g_autofree char *incoming = g_strdup_printf("%s -incoming defer", options);
+    Balloon *dst;
+
+    g_assert_nonnull(dir);
+    stop_vm(src);
+    qtest_qmp_assert_success(
+        src->qts, "{ 'execute': 'migrate', 'arguments': { 'uri': %s } }", uri);
+    wait_migration(src, "completed");
+
+    dst = balloon_boot(src->t, incoming);
+    qtest_qmp_assert_success(
+        dst->qts, "{ 'execute': 'migrate-incoming',"
+        " 'arguments': { 'uri': %s } }", uri);
+    wait_migration(dst, "completed");
+    g_assert_cmpint(g_unlink(path), ==, 0);
+    g_assert_cmpint(g_rmdir(dir), ==, 0);
+    continue_vm(dst);
+    return dst;
+}

@@ -1,0 +1,447 @@
+/*
+ * QTest test cases for what only the implementation of virtio-balloon in Rust
+ * does
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/bswap.h"
+#include "virtio-balloon-common.h"
+#include "qobject/qlist.h"
+
+#define HUGE_OPTIONS \
+    " -object memory-backend-memfd,id=ram0,size=128M,hugetlb=on," \
+    "hugetlbsize=2M -machine memory-backend=ram0"
+
+/*
+ * Counters
+ */
+
+static uint64_t get_counter(Balloon *b, const char *name)
+{
+    /* The path is that of the proxy, which has an alias of the property */
+    QDict *counters = qtest_qmp_assert_success_ref(
+        b->qts, "{ 'execute': 'qom-get', 'arguments': {"
+        " 'path': '/machine/peripheral/balloon',"
+        " 'property': 'balloon-counters' } }");
+    uint64_t value = qdict_get_int(counters, name);
+
+    qobject_unref(counters);
+    return value;
+}
+
+static void test_counters(const void *data)
+{
+    Balloon *b = balloon_start(data, "");
+    uint64_t mem = alloc_pages(b, 8);
+    uint32_t pfns[] = { pfn(mem), pfn(mem) + 1, pfn(mem) + 5, UINT32_MAX };
+
+    send_pfns(b, IVQ, pfns, 4);
+    g_assert_cmpint(get_counter(b, "pages-inflated"), ==, 3);
+    g_assert_cmpint(get_counter(b, "bad-pfns"), ==, 1);
+    g_assert_cmpint(get_counter(b, "discard-calls"), ==, 1);
+    g_assert_cmpint(get_counter(b, "discard-ranges"), ==, 2);
+    g_assert_cmpint(get_counter(b, "bytes-discarded"), ==, 3 * PAGE);
+    g_assert_cmpint(get_counter(b, "discard-errors"), ==, 0);
+    g_assert_cmpint(get_counter(b, "partial-host-pages"), ==, 0);
+
+    /* The host wants the balloon to be as large as it is, */
+    config_writel(b, CFG(actual), 3);
+    set_balloon(b, RAM_SIZE - 3 * PAGE);
+    send_pfns(b, DVQ, pfns, 1);
+    g_assert_cmpint(get_counter(b, "pages-deflated"), ==, 1);
+    g_assert_cmpint(get_counter(b, "pages-deflated-unasked"), ==, 1);
+
+    /* or to become smaller */
+    config_writel(b, CFG(actual), 2);
+    set_balloon(b, RAM_SIZE);
+    send_pfns(b, DVQ, pfns + 1, 2);
+    g_assert_cmpint(get_counter(b, "pages-deflated"), ==, 3);
+    g_assert_cmpint(get_counter(b, "pages-deflated-unasked"), ==, 1);
+    balloon_quit(b);
+}
+
+/*
+ * Make elements available with one notification: every 8th page, beginning with
+ * another one in each element.  All of them together are one range.
+ */
+static void inflate_shuffled(Balloon *b, uint64_t mem)
+{
+    QVirtQueue *vq = b->vq[IVQ];
+    uint16_t idx = qtest_readw(b->qts, vq->avail + 2);
+    uint32_t heads[8];
+
+    for (int i = 0; i < 8; i++) {
+        uint32_t le[7];
+
+        for (int j = 0; j < 7; j++) {
+            le[j] = cpu_to_le32(pfn(mem) + 8 * ((3 * j) % 7) + (5 * i) % 8);
+        }
+        heads[i] = qvirtqueue_add(b->qts, vq, put(b, le, sizeof(le)),
+                                  sizeof(le), false, false);
+        if (i < 7) {
+            /* available, but the device is not told yet */
+            qtest_writew(b->qts, vq->avail + 4 + 2 * ((idx + i) % vq->size),
+                         heads[i]);
+            qtest_writew(b->qts, vq->avail + 2, idx + i + 1);
+        }
+    }
+    qvirtqueue_kick(b->qts, b->dev, vq, heads[7]);
+    for (int i = 0; i < 8; i++) {
+        wait_used(b, IVQ, heads[i]);
+    }
+    assert_pages(b, mem, "00000000" "00000000" "00000000" "00000000"
+                 "00000000" "00000000" "00000000" "PPPPPPPP");
+}
+
+/* Many elements in any order become few discards */
+static void test_runs(const void *data)
+{
+    Balloon *b = balloon_start(data, "");
+    uint64_t mem = alloc_pages(b, 64);
+
+    /*
+     * The device may begin with what it has found if that took long, but not
+     * every time
+     */
+    for (int i = 1; ; i++) {
+        uint64_t before = get_counter(b, "discard-ranges");
+
+        g_assert_cmpint(i, <, 10);
+        inflate_shuffled(b, mem);
+        g_assert_cmpint(get_counter(b, "pages-inflated"), ==, 56 * i);
+        if (get_counter(b, "discard-ranges") == before + 1) {
+            break;
+        }
+        qtest_memset(b->qts, mem, PATTERN, 64 * PAGE);
+    }
+    balloon_quit(b);
+}
+
+/*
+ * Huge pages
+ */
+
+static void send_range(Balloon *b, int q, uint64_t addr, int n)
+{
+    g_autofree uint32_t *pfns = g_new(uint32_t, n);
+
+    for (int i = 0; i < n; i++) {
+        pfns[i] = pfn(addr) + n - 1 - i;
+    }
+    send_pfns(b, q, pfns, n);
+}
+
+/* Host pages are discarded as a whole, when all of them is in the balloon */
+static void test_huge_pages(const void *data)
+{
+    Balloon *b = balloon_start(data, HUGE_OPTIONS);
+    uint64_t mem = QEMU_ALIGN_UP(alloc_pages(b, 2 * HUGE_PAGE / PAGE),
+                                 HUGE_PAGE);
+
+    send_range(b, IVQ, mem, 256);
+    g_assert_cmpint(get_counter(b, "partial-host-pages"), ==, 1);
+    assert_pages(b, mem, "PP");
+    send_range(b, IVQ, mem + 257 * PAGE, 255);
+    assert_pages(b, mem, "PP");
+    send_range(b, IVQ, mem + 256 * PAGE, 1);
+    g_assert_cmpint(get_counter(b, "partial-host-pages"), ==, 0);
+    g_assert_cmpint(get_counter(b, "bytes-discarded"), ==, HUGE_PAGE);
+    assert_pages(b, mem, "00");
+    assert_pages(b, mem + 511 * PAGE, "0P");
+
+    /* One page leaves the balloon and is used, until it goes back */
+    send_range(b, DVQ, mem + 7 * PAGE, 1);
+    qtest_memset(b->qts, mem + 7 * PAGE, PATTERN, PAGE);
+    g_assert_cmpint(get_counter(b, "partial-host-pages"), ==, 1);
+    send_range(b, IVQ, mem + 8 * PAGE, 1);
+    assert_pages(b, mem + 7 * PAGE, "P0");
+    send_range(b, IVQ, mem + 7 * PAGE, 1);
+    assert_pages(b, mem + 7 * PAGE, "00");
+    g_assert_cmpint(get_counter(b, "bytes-discarded"), ==, 2 * HUGE_PAGE);
+
+    /* A reset empties the balloon */
+    qtest_memset(b->qts, mem, PATTERN, HUGE_PAGE);
+    send_range(b, DVQ, mem, 512);
+    send_range(b, IVQ, mem, 511);
+    balloon_restart(b, F_BALLOON);
+    g_assert_cmpint(get_counter(b, "partial-host-pages"), ==, 0);
+    send_range(b, IVQ, mem + 511 * PAGE, 1);
+    assert_pages(b, mem, "PP");
+    balloon_quit(b);
+}
+
+/* Where PCs have memory that was plugged, if there is little of it */
+#define DIMM_ADDR       (4ULL * 1024 * 1024 * 1024)
+
+static void plug_huge_page(Balloon *b)
+{
+    qtest_qmp_assert_success(
+        b->qts, "{ 'execute': 'object-add', 'arguments': {"
+        " 'qom-type': 'memory-backend-memfd', 'id': 'mem1', 'size': %d,"
+        " 'hugetlb': true, 'hugetlbsize': %d } }", HUGE_PAGE, HUGE_PAGE);
+    qtest_qmp_device_add(b->qts, "pc-dimm", "dimm1",
+                         "{ 'memdev': 'mem1', 'addr': %" PRIu64 " }",
+                         (uint64_t)DIMM_ADDR);
+    qtest_memset(b->qts, DIMM_ADDR, PATTERN, HUGE_PAGE);
+}
+
+/* What was in the balloon when it was unplugged is not there any more */
+static void test_unplug_huge_pages(const void *data)
+{
+    Balloon *b = balloon_start(data, " -m slots=1,maxmem=1G");
+
+    plug_huge_page(b);
+    send_range(b, IVQ, DIMM_ADDR, 256);
+    g_assert_cmpint(get_counter(b, "partial-host-pages"), ==, 1);
+
+    /* The guest ejects it, see docs/specs/acpi_mem_hotplug.rst */
+    qtest_qmp_device_del_send(b->qts, "dimm1");
+    qtest_outl(b->qts, 0xa00, 0);
+    qtest_outb(b->qts, 0xa14, 1 << 3);
+    qtest_qmp_eventwait(b->qts, "DEVICE_DELETED");
+    qtest_qmp_assert_success(b->qts, "{ 'execute': 'object-del',"
+                             " 'arguments': { 'id': 'mem1' } }");
+    /* when nothing refers to it any more */
+    WAIT_FOR(get_counter(b, "partial-host-pages") == 0);
+
+    plug_huge_page(b);
+    send_range(b, IVQ, DIMM_ADDR + 256 * PAGE, 256);
+    g_assert_cmpint(get_counter(b, "partial-host-pages"), ==, 1);
+    assert_pages(b, DIMM_ADDR, "PP");
+    send_range(b, IVQ, DIMM_ADDR, 256);
+    g_assert_cmpint(get_counter(b, "partial-host-pages"), ==, 0);
+    assert_pages(b, DIMM_ADDR, "00");
+    balloon_quit(b);
+}
+
+/*
+ * Elements that take long
+ */
+
+/* PFNs: every second page of 8 MiB, over and over */
+typedef struct Endless {
+    uint64_t addr;
+    uint32_t len;
+} Endless;
+
+#define ENDLESS_PFNS    (1024 * 1024)
+
+static Endless prepare_endless(Balloon *b)
+{
+    g_autofree uint32_t *le = g_new(uint32_t, ENDLESS_PFNS);
+    uint64_t mem = guest_alloc(b->alloc, 8 * 1024 * 1024);
+    Endless endless = { .len = ENDLESS_PFNS * sizeof(*le) };
+
+    for (int i = 0; i < ENDLESS_PFNS; i++) {
+        le[i] = cpu_to_le32(pfn(mem) + 2 * (i % 1024));
+    }
+    endless.addr = guest_alloc(b->alloc, endless.len);
+    qtest_bufwrite(b->qts, endless.addr, le, endless.len);
+    return endless;
+}
+
+/*
+ * Make an element available with many descriptors, each of which refers to the
+ * same PFNs.  There must not be any other in the queue.
+ */
+static uint32_t submit_endless(Balloon *b, Endless endless, int descs)
+{
+    QVirtQueue *vq = b->vq[IVQ];
+    uint32_t head = 0;
+
+    qvirtqueue_reset_pool(vq);
+    for (int i = 0; i < descs; i++) {
+        uint32_t id = qvirtqueue_add(b->qts, vq, endless.addr, endless.len,
+                                     false, i < descs - 1);
+
+        head = i ? head : id;
+    }
+    qvirtqueue_kick(b->qts, b->dev, vq, head);
+    return head;
+}
+
+/* As many descriptors as a queue of any size can have in an element */
+#define MAX_DESCS   128
+
+/*
+ * How many descriptors an element has when it is tried again: the test may be
+ * slower than the device, if only it is not so every time.
+ */
+static int next_try(int descs)
+{
+    static int tries;
+
+    g_assert_cmpint(tries++, <, 100);
+    return MIN(2 * descs, MAX_DESCS);
+}
+
+/* Stop the VM while an element is being worked on. */
+static uint32_t stop_in_the_middle(Balloon *b, Endless endless)
+{
+    for (int descs = 8; ; descs = next_try(descs)) {
+        uint32_t head = submit_endless(b, endless, descs), idx;
+
+        stop_vm(b);
+        if (!qvirtqueue_get_buf(b->qts, b->vq[IVQ], &idx, NULL)) {
+            return head;
+        }
+        g_assert_cmpint(idx, ==, head);
+        continue_vm(b);
+    }
+}
+
+static void test_bounded(const void *data)
+{
+    Balloon *b = balloon_start(data, "");
+    uint64_t mem = alloc_pages(b, 1);
+    Endless endless = prepare_endless(b);
+    uint64_t inflated;
+    uint32_t head;
+
+    /*
+     * It is worked on step by step, and the monitor answers meanwhile.  A
+     * device that does not let it would have done everything each time.
+     */
+    for (int descs = 8; ; descs = next_try(descs)) {
+        head = submit_endless(b, endless, descs);
+        inflated = get_counter(b, "pages-inflated");
+        wait_used(b, IVQ, head);
+        if (get_counter(b, "pages-inflated") > inflated) {
+            break;
+        }
+    }
+
+    /* The VM is stopped in the middle, and continues */
+    head = stop_in_the_middle(b, endless);
+    inflated = get_counter(b, "pages-inflated");
+    assert_not_used(b, IVQ);
+    g_assert_cmpint(get_counter(b, "pages-inflated"), ==, inflated);
+    continue_vm(b);
+    wait_used(b, IVQ, head);
+
+    /* The driver resets the device in the middle */
+    submit_endless(b, endless, 64);
+    balloon_restart(b, F_BALLOON);
+    inflated = get_counter(b, "pages-inflated");
+    send_pfns(b, IVQ, &(uint32_t){ pfn(mem) }, 1);
+    assert_pages(b, mem, "0");
+    g_assert_cmpint(get_counter(b, "pages-inflated"), ==, inflated + 1);
+
+    /* The device goes away in the middle */
+    submit_endless(b, endless, 64);
+    balloon_quit(b);
+}
+
+/*
+ * Migration
+ */
+
+/* An element that is being worked on is finished at the destination. */
+static void test_migrate_unfinished(const void *data)
+{
+    Balloon *src = balloon_start(data, ""), *dst;
+    uint32_t head = stop_in_the_middle(src, prepare_endless(src));
+
+    dst = balloon_migrate(src, "");
+    /* The rings are where they were */
+    dst->vq[IVQ] = src->vq[IVQ];
+    wait_used(dst, IVQ, head);
+    g_assert_cmpint(get_counter(dst, "pages-inflated"), >, 0);
+    balloon_quit(src);
+    balloon_quit(dst);
+}
+
+/*
+ * The destination does not know what was in the balloon: it only discards huge
+ * pages all of which goes into the balloon there.
+ */
+static void test_migrate_huge_pages(const void *data)
+{
+    Balloon *src = balloon_start(data, HUGE_OPTIONS), *dst;
+    uint64_t mem = QEMU_ALIGN_UP(alloc_pages(src, 2 * HUGE_PAGE / PAGE),
+                                 HUGE_PAGE);
+
+    send_range(src, IVQ, mem, 256);
+    g_assert_cmpint(get_counter(src, "partial-host-pages"), ==, 1);
+
+    dst = balloon_migrate(src, HUGE_OPTIONS);
+    dst->dev->features = src->dev->features;
+    dst->vq[IVQ] = src->vq[IVQ];
+    dst->alloc = src->alloc;
+
+    g_assert_cmpint(get_counter(dst, "partial-host-pages"), ==, 0);
+    send_range(dst, IVQ, mem + 256 * PAGE, 256);
+    g_assert_cmpint(get_counter(dst, "partial-host-pages"), ==, 1);
+    assert_pages(dst, mem, "PP");
+    send_range(dst, IVQ, mem, 256);
+    g_assert_cmpint(get_counter(dst, "partial-host-pages"), ==, 0);
+    assert_pages(dst, mem, "00");
+    balloon_quit(src);
+    balloon_quit(dst);
+}
+
+/*
+ * Which device it is
+ */
+
+/* Whether the device has the property that only the one in Rust has */
+static bool have_counters(void)
+{
+    QTestState *qts = qtest_init("-machine none");
+    QDict *resp = qtest_qmp(qts, "{ 'execute': 'device-list-properties',"
+                            " 'arguments': {"
+                            " 'typename': 'virtio-balloon-device' } }");
+    const QListEntry *entry;
+    bool found = false;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(resp, "return"), entry) {
+        QDict *property = qobject_to(QDict, qlist_entry_obj(entry));
+
+        found = found || !strcmp(qdict_get_str(property, "name"),
+                                 "balloon-counters");
+    }
+    qobject_unref(resp);
+    qtest_quit(qts);
+    return found;
+}
+
+static void test_device(void)
+{
+    g_assert_true(have_counters());
+}
+
+static void skip_all(void)
+{
+    g_test_skip("only for the implementation in Rust");
+}
+
+static const TransportTest transport_tests[] = {
+    { "counters", test_counters },
+    { "runs", test_runs },
+    { "huge-pages", test_huge_pages, .huge_vms = 1 },
+    { "unplug-huge-pages", test_unplug_huge_pages, .pc_only = true,
+      .huge_vms = 1 },
+    { "bounded", test_bounded },
+    { "migrate-unfinished", test_migrate_unfinished },
+    { "migrate-huge-pages", test_migrate_huge_pages, .huge_vms = 2 },
+};
+
+int main(int argc, char **argv)
+{
+    /* "c" or "rust" */
+    const char *expected = getenv("QTEST_BALLOON_DEVICE");
+
+    g_test_init(&argc, &argv, NULL);
+    if (expected ? strcmp(expected, "rust") != 0 : !have_counters()) {
+        qtest_add_func("virtio-balloon/rust", skip_all);
+        return g_test_run();
+    }
+
+    qtest_add_func("virtio-balloon/rust", test_device);
+    for (const Transport *const *t = transports(); *t; t++) {
+        add_transport_tests(*t, transport_tests, ARRAY_SIZE(transport_tests));
+    }
+    return g_test_run();
+}
