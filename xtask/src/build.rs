@@ -157,9 +157,8 @@ pub struct Build {
 }
 
 /// Where the build for a source tree is, whether or not it exists
-fn build_dir(env: &Env, source_key: &str, device: Device, target: Target) -> PathBuf {
-    env.cache
-        .join("build")
+fn build_dir(root: &Path, source_key: &str, device: Device, target: Target) -> PathBuf {
+    root.join("build")
         .join(source_key)
         .join(format!("{}-{}", target.name(), device.name()))
 }
@@ -176,17 +175,25 @@ impl Build {
         target: Target,
         qemu_src: Option<&str>,
     ) -> Result<Self> {
-        Self::configured(env, Source::prepare(env, qemu_src)?, device, target)
+        let source = Source::prepare(env, qemu_src)?;
+        Self::configured(env, &env.cache, source, device, target)
     }
 
-    /// Configure a source tree, unless that was done before.
+    /// Configure a source tree, unless that was done before.  The build is below
+    /// `root`.
     ///
     /// # Errors
     ///
     /// Fails if it cannot be configured.
-    pub fn configured(env: &Env, source: Source, device: Device, target: Target) -> Result<Self> {
+    pub fn configured(
+        env: &Env,
+        root: &Path,
+        source: Source,
+        device: Device,
+        target: Target,
+    ) -> Result<Self> {
         let tools = Tools::provide(env, device == Device::Rust)?;
-        let dir = build_dir(env, &source.key, device, target);
+        let dir = build_dir(root, &source.key, device, target);
         let this = Self {
             dir,
             target,
@@ -361,7 +368,7 @@ impl Build {
 /// Fails if it was not built.
 pub fn built_qemu(env: &Env, device: Device, target: Target) -> Result<PathBuf> {
     let name = format!("qemu-system-{}", target.name());
-    let path = build_dir(env, QEMU.number, device, target).join(name);
+    let path = build_dir(&env.cache, QEMU.number, device, target).join(name);
     if !is_executable(&path) {
         bail!(
             "not built yet: run cargo xtask build --device {} --target {}",

@@ -103,8 +103,12 @@ enum Cmd {
     /// Export all as a series of patches for git am
     Series {
         /// Directory for the patches
-        #[arg(long)]
-        out: PathBuf,
+        #[arg(long, required_unless_present = "import")]
+        out: Option<PathBuf>,
+        /// The other way round: make the commits of the patched source tree the
+        /// patches in patches/qemu
+        #[arg(long, conflicts_with = "out")]
+        import: bool,
     },
 }
 
@@ -136,10 +140,13 @@ fn run(cli: Cli) -> Result<ExitCode> {
             let hash = manifest::write(&env)?;
             println!("{} is written; tree_sha256: {hash}", QEMU.manifest);
         }
-        Cmd::Series { out } => {
-            let count = series::export(&env, &out)?;
-            println!("{count} patches in {}", out.display());
-        }
+        Cmd::Series { out, .. } => match out {
+            Some(out) => {
+                let count = series::export(&env, &out)?;
+                println!("{count} patches in {}", out.display());
+            }
+            None => println!("{} patches in patches/qemu", series::import(&env)?),
+        },
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -18,7 +18,7 @@ use xshell::{cmd, Shell};
 use crate::{
     build::{Build, Device, Target},
     env::{remove, Env},
-    source::{mounted_files, patches_in, quirks, RunQuiet, Source},
+    source::{mounted_files, patches_in, quirks, RunQuiet, Source, BASE},
     version::QEMU,
 };
 
@@ -242,6 +242,105 @@ fn fill_in(draft: &str, text: &str) -> Result<String> {
     Ok(format!("{}\n\n{base}\n", letter.trim_end()))
 }
 
+/// Make the commits of the patched tree the series: what was edited, reordered or
+/// divided there with git becomes `patches/qemu`.  Returns how many patches there
+/// are.
+///
+/// # Errors
+///
+/// Fails if something is not committed, or if a commit has a file that lives in
+/// this checkout.
+pub fn import(env: &Env) -> Result<usize> {
+    let tree = Source::existing(env)?;
+    let place = tree.dir.display();
+    let sh = tree.git()?;
+    for state in [
+        "rebase-merge",
+        "rebase-apply",
+        "MERGE_HEAD",
+        "CHERRY_PICK_HEAD",
+    ] {
+        ensure!(
+            !tree.dir.join(".git").join(state).exists(),
+            "git is in the middle of something in {place}: finish it first"
+        );
+    }
+    let mounted: BTreeSet<_> = mounted_files(env)?.into_iter().map(|file| file.1).collect();
+    let is_ours = |path: &str| mounted.contains(Path::new(path));
+    let edited = cmd!(sh, "git diff --name-only HEAD").quiet().read()?;
+    if let Some(file) = edited.lines().find(|file| !is_ours(file)) {
+        bail!("{file} is edited, but not committed in {place}: commit or discard it first");
+    }
+    cmd!(sh, "git merge-base --is-ancestor {BASE} HEAD")
+        .run_quiet()
+        .with_context(|| format!("the commit in {place} is not based on the tag {BASE}"))?;
+    let committed = cmd!(sh, "git diff --name-only {BASE} HEAD")
+        .quiet()
+        .read()?;
+    if let Some(file) = committed.lines().find(|file| is_ours(file)) {
+        bail!("a commit in {place} has {file}, which is a file of this checkout: leave it out");
+    }
+
+    let tmp = env.cache.join("series.tmp");
+    remove(&tmp)?;
+    cmd!(
+        sh,
+        "git format-patch -q --no-signature --zero-commit -N -o {tmp} {BASE}"
+    )
+    .run_quiet()?;
+    let patches = patches_in(&tmp)?;
+    ensure!(!patches.is_empty(), "there are no commits in {place}");
+
+    let dir = env.repo.join("patches/qemu");
+    let list = env.repo.join("patches/series");
+    let names: Vec<_> = patches
+        .iter()
+        .filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()))
+        .collect();
+    let (text, lost) = renumber(&fs::read_to_string(&list)?, &names);
+    for old in patches_in(&dir)? {
+        remove(&old)?;
+    }
+    for (patch, name) in patches.iter().zip(&names) {
+        fs::copy(patch, dir.join(name))?;
+    }
+    fs::write(&list, text)?;
+    tree.series_is_applied(env)?;
+    remove(&tmp)?;
+    for path in lost {
+        eprintln!("add {path} to a line of patches/series: its patch has another subject now");
+    }
+    Ok(names.len())
+}
+
+/// The list of patches for new names, and the paths of the old list for which
+/// there is no patch: patches are the same if they are but for the number.
+fn renumber(old: &str, names: &[String]) -> (String, Vec<String>) {
+    fn subject(name: &str) -> &str {
+        name.split_once('-').map_or(name, |(_, rest)| rest)
+    }
+    let mut paths: BTreeMap<_, _> = parse(old)
+        .into_iter()
+        .filter(|step| !step.paths.is_empty())
+        .map(|step| {
+            let all: Vec<_> = step.paths.iter().map(|p| p.display().to_string()).collect();
+            (subject(&step.patch).to_owned(), all.join(" "))
+        })
+        .collect();
+    let mut text = String::new();
+    for comment in old.lines().take_while(|line| line.starts_with('#')) {
+        text += comment;
+        text.push('\n');
+    }
+    let width = names.iter().map(String::len).max().unwrap_or(0);
+    for name in names {
+        let with = paths.remove(subject(name)).unwrap_or_default();
+        text += format!("{name:width$} {with}").trim_end();
+        text.push('\n');
+    }
+    (text, paths.into_values().collect())
+}
+
 /// Check that the exported series applies to the pristine source and results in
 /// the tree that was built, and that the patches are in QEMU's style.  Returns
 /// the number of patches.
@@ -264,7 +363,7 @@ pub fn check(env: &Env, each: bool) -> Result<usize> {
     add_worktree(&sh, &scratch, &patches, [])?;
     let result = check_result(env, &sh, &source, &scratch, &patches);
     cmd!(sh, "git worktree remove --force {scratch}").run_quiet()?;
-    result?;
+    check_maintainers(&sh, &result?)?;
     check_style(env, &sh, &patches)?;
     if each {
         build_each(env, &source, &patches)?;
@@ -273,14 +372,15 @@ pub fn check(env: &Env, each: bool) -> Result<usize> {
     Ok(count)
 }
 
-/// Check that the patches result in the tree that is built.
+/// Check that the patches result in the tree that is built, and return the files
+/// that they add.
 fn check_result(
     env: &Env,
     sh: &Shell,
     source: &Source,
     scratch: &Path,
     patches: &[PathBuf],
-) -> Result<()> {
+) -> Result<Vec<String>> {
     let inner = sh.clone();
     inner.change_dir(scratch);
     cmd!(inner, "git am -q {patches...}").run_quiet()?;
@@ -321,6 +421,33 @@ fn check_result(
         let exists = fs::symlink_metadata(scratch.join(&to)).is_ok();
         ensure!(exists, "{} is missing", to.display());
     }
+    let added = cmd!(inner, "git diff --name-only --diff-filter=A pristine HEAD")
+        .quiet()
+        .read()?;
+    Ok(added.lines().map(str::to_owned).collect())
+}
+
+/// Check that `MAINTAINERS` has an entry for each new file, apart from those for
+/// lists that get a copy of all patches.  `checkpatch.pl` only asks.
+fn check_maintainers(sh: &Shell, files: &[String]) -> Result<()> {
+    let mut orphans = Vec::new();
+    for file in files {
+        let sections = cmd!(
+            sh,
+            "perl scripts/get_maintainer.pl --nogit --nogit-fallback --subsystem --norolestats
+             --noemail --nol --noweb --noscm -f {file}"
+        )
+        .quiet()
+        .read()?;
+        if sections.lines().all(|line| line.ends_with(" CC here")) {
+            orphans.push(file.as_str());
+        }
+    }
+    ensure!(
+        orphans.is_empty(),
+        "MAINTAINERS has no section with: {}",
+        orphans.join(", ")
+    );
     Ok(())
 }
 
@@ -397,15 +524,14 @@ impl<'a> Allowed<'a> {
 
 /// Build QEMU after each patch, with and without Rust.
 fn build_each(env: &Env, source: &Source, patches: &[PathBuf]) -> Result<()> {
-    const KEY: &str = "each";
-    let dir = source.dir.with_extension(KEY);
-    let build_dir = env.cache.join("build").join(KEY);
-    remove(&build_dir)?;
+    env.need_space(8)?;
+    let root = env.cache.join("each");
+    remove(&root)?;
     let result = (|| {
-        let tree = source.pristine_worktree(env, dir.clone(), KEY)?;
+        let tree = source.pristine_worktree(env, &root)?;
         let sh = tree.git()?;
         let builds = [Device::C, Device::Rust]
-            .map(|device| Build::configured(env, tree.clone(), device, Target::X86_64));
+            .map(|device| Build::configured(env, &root, tree.clone(), device, Target::X86_64));
         let builds = builds.into_iter().collect::<Result<Vec<_>>>()?;
         for (i, patch) in patches.iter().enumerate() {
             let name = patch.file_name().unwrap_or_default().to_string_lossy();
@@ -431,9 +557,9 @@ fn build_each(env: &Env, source: &Source, patches: &[PathBuf]) -> Result<()> {
         }
         Ok(())
     })();
+    remove(&root)?;
     let sh = source.git()?;
-    cmd!(sh, "git worktree remove --force {dir}").run_quiet()?;
-    remove(&build_dir)?;
+    cmd!(sh, "git worktree prune").run_quiet()?;
     result
 }
 
@@ -482,6 +608,18 @@ mod tests {
         let error = |files: &[_]| assign(&steps, files).unwrap_err().to_string();
         assert!(error(&files(&["a/x", "ab/x"])).contains("ab/x"));
         assert!(error(&[]).contains("no files for a (1.patch)"));
+    }
+
+    #[test]
+    fn imported_patches_keep_their_files() {
+        let old = "# why\n# how\n0001-a.patch\n0002-b.patch x y/z\n0003-c.patch w\n";
+        let names = ["0001-b.patch", "0002-new-one.patch", "0003-a.patch"].map(str::to_owned);
+        let (text, lost) = renumber(old, &names);
+        assert_eq!(
+            text,
+            "# why\n# how\n0001-b.patch       x y/z\n0002-new-one.patch\n0003-a.patch\n"
+        );
+        assert_eq!(lost, ["w"]);
     }
 
     #[test]

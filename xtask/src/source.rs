@@ -152,29 +152,30 @@ impl Source {
             .is_empty())
     }
 
-    fn patches(&self, env: &Env) -> Result<Vec<PathBuf>> {
-        let mut patches = Vec::new();
-        if self.is_debian()? {
-            patches.extend(quirks(env)?);
-        }
-        patches.extend(patches_in(&env.repo.join("patches/qemu"))?);
-        Ok(patches)
+    /// The patches for Debian's tarball, if this is it, and those of the series
+    fn patches(&self, env: &Env) -> Result<[Vec<PathBuf>; 2]> {
+        let quirks = if self.is_debian()? {
+            quirks(env)?
+        } else {
+            Vec::new()
+        };
+        Ok([quirks, patches_in(&env.repo.join("patches/qemu"))?])
+    }
+
+    /// Where it is written which patches the tree has
+    fn stamp(&self) -> PathBuf {
+        self.dir.join(".git/series")
     }
 
     fn apply_series(&self, env: &Env) -> Result<()> {
         let patches = self.patches(env)?;
-        let contents = patches
-            .iter()
-            .map(fs::read)
-            .collect::<std::io::Result<Vec<_>>>()?;
-        let parts: Vec<&[u8]> = contents.iter().map(Vec::as_slice).collect();
-        let wanted = sha256_of(&parts);
-        let stamp = self.dir.join(".git/series");
-        if fs::read_to_string(&stamp).is_ok_and(|s| s == wanted) {
+        let wanted = hash_patches(&patches)?;
+        if fs::read_to_string(self.stamp()).is_ok_and(|s| s == wanted) {
             return Ok(());
         }
 
-        env.say(&format!("applying {} patches", patches.len()));
+        let count = patches.iter().map(Vec::len).sum::<usize>();
+        env.say(&format!("applying {count} patches"));
         // In a scratch tree, so that checking out the result only touches the
         // files that differ from the previous one; and so that the tree is
         // left alone if the series does not apply.
@@ -190,8 +191,35 @@ impl Source {
         // Files that are mounted over QEMU's own, and others left by a build
         cmd!(sh, "git checkout -q --force --detach {commit}").run_quiet()?;
         forget_crates(&env.cache.join("build").join(&self.key))?;
-        fs::write(stamp, wanted)?;
+        fs::write(self.stamp(), wanted)?;
         Ok(())
+    }
+
+    /// Note that the tree has the patches of this checkout: they were made from
+    /// it.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a patch cannot be read.
+    pub fn series_is_applied(&self, env: &Env) -> Result<()> {
+        let wanted = hash_patches(&self.patches(env)?)?;
+        fs::write(self.stamp(), wanted)?;
+        Ok(())
+    }
+
+    /// The tree for the default source, as it is: nothing is applied or mounted.
+    ///
+    /// # Errors
+    ///
+    /// Fails if there is none yet.
+    pub fn existing(env: &Env) -> Result<Self> {
+        let key = QEMU.number.to_owned();
+        let dir = env.cache.join("src").join(&key);
+        ensure!(
+            dir.join(".git/series").exists(),
+            "there is no patched tree of QEMU yet: run cargo xtask build"
+        );
+        Ok(Self { dir, key })
     }
 
     /// Put the crates that QEMU needs, and the meson files to build them, where
@@ -273,19 +301,21 @@ impl Source {
     }
 
     /// Check the pristine source out to another directory, with what Debian's
-    /// tarball lacks, but without the series.  Nothing is mounted there.
+    /// tarball lacks, but without the series.  Nothing is mounted there.  It has the
+    /// same name and place below `root` as the tree has below the cache, so that
+    /// ccache finds that the files are the same.
     ///
     /// # Errors
     ///
     /// Fails if git does.
-    pub fn pristine_worktree(&self, env: &Env, dir: PathBuf, key: &str) -> Result<Self> {
+    pub fn pristine_worktree(&self, env: &Env, root: &Path) -> Result<Self> {
+        let dir = root.join("src").join(&self.key);
         let sh = self.git()?;
-        remove(&dir)?;
         cmd!(sh, "git worktree prune").run_quiet()?;
         cmd!(sh, "git worktree add -q --detach {dir} pristine").run_quiet()?;
         let this = Self {
             dir,
-            key: key.to_owned(),
+            key: self.key.clone(),
         };
         if this.is_debian()? {
             let patches = quirks(env)?;
@@ -329,13 +359,18 @@ impl Source {
 }
 
 /// Makes git independent of the configuration of the user.
-pub const GIT_ENV: [(&str, &str); 6] = [
+pub const GIT_ENV: [(&str, &str); 9] = [
     ("GIT_CONFIG_GLOBAL", "/dev/null"),
     ("GIT_CONFIG_SYSTEM", "/dev/null"),
     ("GIT_AUTHOR_NAME", "xtask"),
     ("GIT_AUTHOR_EMAIL", "xtask@localhost"),
     ("GIT_COMMITTER_NAME", "xtask"),
     ("GIT_COMMITTER_EMAIL", "xtask@localhost"),
+    // It would repack the whole tree in the background, for the few commits there
+    // are.
+    ("GIT_CONFIG_COUNT", "1"),
+    ("GIT_CONFIG_KEY_0", "gc.auto"),
+    ("GIT_CONFIG_VALUE_0", "0"),
 ];
 
 /// Have all crates built again: meson does not notice that it has to do so if a
@@ -356,15 +391,36 @@ pub fn forget_crates(build: &Path) -> Result<()> {
     Ok(())
 }
 
+fn hash_patches(patches: &[Vec<PathBuf>; 2]) -> Result<String> {
+    let contents = patches
+        .iter()
+        .flatten()
+        .map(fs::read)
+        .collect::<std::io::Result<Vec<_>>>()?;
+    let parts: Vec<&[u8]> = contents.iter().map(Vec::as_slice).collect();
+    Ok(sha256_of(&parts))
+}
+
+/// The tag of the commit that the series is applied to: the pristine source, or
+/// what makes it of Debian's
+pub const BASE: &str = "base";
+
 /// Apply patches to the pristine source in a new worktree, which is removed
 /// again, and return the commit.
-fn am_in_worktree(sh: &Shell, scratch: &Path, patches: &[PathBuf]) -> Result<String> {
+fn am_in_worktree(sh: &Shell, scratch: &Path, patches: &[Vec<PathBuf>; 2]) -> Result<String> {
     remove(scratch)?;
     cmd!(sh, "git worktree prune").run_quiet()?;
     cmd!(sh, "git worktree add -q --detach {scratch} pristine").run_quiet()?;
     let inner = sh.clone();
     inner.change_dir(scratch);
-    let result = cmd!(inner, "git am -q --keep-cr {patches...}").run_quiet();
+    let [quirks, series] = patches;
+    let am = |some: &[PathBuf]| match some {
+        [] => Ok(()),
+        some => cmd!(inner, "git am -q --keep-cr {some...}").run_quiet(),
+    };
+    let result = am(quirks)
+        .and_then(|()| cmd!(inner, "git tag -f {BASE}").run_quiet())
+        .and_then(|()| am(series));
     let commit = cmd!(inner, "git rev-parse HEAD").quiet().read();
     cmd!(sh, "git worktree remove --force {scratch}").run_quiet()?;
     result?;
@@ -481,7 +537,7 @@ fn obtain(env: &Env, dir: &Path) -> Result<()> {
 
     let url = variable(REPOSITORY_VAR).unwrap_or_else(|| QEMU.repository.to_owned());
     env.say(&format!(
-        "Debian's mirror does not have {}: trying {url}",
+        "cannot get {} from Debian's mirror: trying {url}",
         QEMU.tarball_name()
     ));
     remove(dir)?;

@@ -161,9 +161,17 @@ const PASS: Count = Count {
     skipped: 0,
 };
 
-/// The tests of QEMU that a build with either device has to pass
+/// The tests of the balloon that the build with a device has to have
+const fn balloon_tests(device: Device) -> &'static [&'static str] {
+    match device {
+        Device::C => &["virtio-balloon-test"],
+        Device::Rust => &["virtio-balloon-test", "virtio-balloon-rust-test"],
+    }
+}
+
+/// Other tests of QEMU that a build with either device has to pass, as far as
+/// there are any for the target
 const QTESTS: &[&str] = &[
-    "virtio-balloon-test",
     "qos-test",
     "device-introspect-test",
     "qom-test",
@@ -425,18 +433,21 @@ fn qtest(env: &Env, only: Option<Device>, target: Target) -> Result<Count> {
         let build = Build::prepare(env, device, target, None)?;
         build.build_qemu(env)?;
         let listed = meson_list(&build)?;
-        let names: Vec<_> = QTESTS
-            .iter()
-            .filter(|test| target != Target::Aarch64 || !NEED_FIRMWARE.contains(test))
-            .map(|test| format!("qtest-{}/{test}", target.name()))
-            .filter(|name| listed.contains(name))
-            .collect();
-        ensure!(
-            names
+        let full_name = |test: &&str| format!("qtest-{}/{test}", target.name());
+        let mut names: Vec<_> = balloon_tests(device).iter().map(full_name).collect();
+        for name in &names {
+            ensure!(
+                listed.contains(name),
+                "{name} is not part of the build with the {} device",
+                device.name()
+            );
+        }
+        names.extend(
+            QTESTS
                 .iter()
-                .any(|name| name.ends_with("virtio-balloon-test")),
-            "virtio-balloon-test is not part of the build for {}",
-            target.name()
+                .filter(|test| target != Target::Aarch64 || !NEED_FIRMWARE.contains(test))
+                .map(full_name)
+                .filter(|name| listed.contains(name)),
         );
         let args: Vec<_> = names.iter().map(String::as_str).collect();
         let what = format!("qtests with the {} device", device.name());
