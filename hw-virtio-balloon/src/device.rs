@@ -8,14 +8,6 @@ use ::migration::{
     precopy::{migration_in_bg_snapshot, migration_in_incoming_postcopy},
     prelude::*,
 };
-use virtio_balloon_core::{
-    config::{config_size, Config},
-    features::{
-        has_feature, offered, VIRTIO_BALLOON_F_DEFLATE_ON_OOM, VIRTIO_BALLOON_F_FREE_PAGE_HINT,
-        VIRTIO_BALLOON_F_PAGE_POISON, VIRTIO_BALLOON_F_REPORTING,
-    },
-    pages::{pages_to_bytes, target_to_pages},
-};
 use bql::prelude::*;
 use hwcore::{prelude::*, Link};
 use qom::prelude::*;
@@ -25,6 +17,14 @@ use virtio::{
     bindings::{VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_ID_BALLOON},
     prelude::*,
     virtio_vmstate,
+};
+use virtio_balloon_core::{
+    config::{config_size, Config},
+    features::{
+        has_feature, offered, VIRTIO_BALLOON_F_DEFLATE_ON_OOM, VIRTIO_BALLOON_F_FREE_PAGE_HINT,
+        VIRTIO_BALLOON_F_PAGE_POISON, VIRTIO_BALLOON_F_REPORTING,
+    },
+    pages::{pages_to_bytes, target_to_pages},
 };
 
 use crate::{

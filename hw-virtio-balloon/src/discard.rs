@@ -8,10 +8,10 @@ use std::{
     time::Duration,
 };
 
-use virtio_balloon_core::{counters::Counters, host_pages::HostPages, BALLOON_PAGE_SIZE};
 use bql::prelude::*;
 use system::prelude::*;
 use util::warn_report_once;
+use virtio_balloon_core::{counters::Counters, host_pages::HostPages, BALLOON_PAGE_SIZE};
 
 use crate::events::{
     trace_virtio_balloon_bad_addr, trace_virtio_balloon_bad_addr_enabled,

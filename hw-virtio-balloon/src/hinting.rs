@@ -34,14 +34,14 @@ use std::{
 use ::migration::{
     precopy::migrate_postcopy_ram, prelude::*, InvalidError, ToMigrationStateShared,
 };
-use virtio_balloon_core::{
-    features::VIRTIO_BALLOON_F_FREE_PAGE_HINT,
-    hinting::{HintStatus, Hinting},
-};
 use bql::prelude::*;
 use qom::prelude::*;
 use system::{main_loop_schedule_oneshot, prelude::*};
 use virtio::prelude::*;
+use virtio_balloon_core::{
+    features::VIRTIO_BALLOON_F_FREE_PAGE_HINT,
+    hinting::{HintStatus, Hinting},
+};
 
 use crate::device::VirtIOBalloon;
 

@@ -18,10 +18,10 @@ use std::{
     time::Instant,
 };
 
-use virtio_balloon_core::{pages::pfn_to_gpa, runs::Runs, BALLOON_PAGE_SIZE};
 use bql::prelude::*;
 use system::prelude::*;
 use virtio::prelude::*;
+use virtio_balloon_core::{pages::pfn_to_gpa, runs::Runs, BALLOON_PAGE_SIZE};
 
 use crate::{
     device::{VirtIOBalloon, DEFLATE_QUEUE, INFLATE_QUEUE},

@@ -30,9 +30,7 @@ const _: () = {
     use virtio_balloon_core::{features, hinting, pages, stats};
 
     assert!(features::VIRTIO_BALLOON_F_STATS_VQ == bindings::VIRTIO_BALLOON_F_STATS_VQ);
-    assert!(
-        features::VIRTIO_BALLOON_F_DEFLATE_ON_OOM == bindings::VIRTIO_BALLOON_F_DEFLATE_ON_OOM
-    );
+    assert!(features::VIRTIO_BALLOON_F_DEFLATE_ON_OOM == bindings::VIRTIO_BALLOON_F_DEFLATE_ON_OOM);
     assert!(features::VIRTIO_BALLOON_F_FREE_PAGE_HINT == bindings::VIRTIO_BALLOON_F_FREE_PAGE_HINT);
     assert!(features::VIRTIO_BALLOON_F_PAGE_POISON == bindings::VIRTIO_BALLOON_F_PAGE_POISON);
     assert!(features::VIRTIO_BALLOON_F_REPORTING == bindings::VIRTIO_BALLOON_F_REPORTING);

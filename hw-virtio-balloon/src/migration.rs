@@ -2,9 +2,11 @@
 
 //! Migration format; the same as that of the C implementation
 
-use virtio_balloon_core::features::{VIRTIO_BALLOON_F_FREE_PAGE_HINT, VIRTIO_BALLOON_F_PAGE_POISON};
 use migration::{prelude::*, Infallible};
 use virtio::prelude::*;
+use virtio_balloon_core::features::{
+    VIRTIO_BALLOON_F_FREE_PAGE_HINT, VIRTIO_BALLOON_F_PAGE_POISON,
+};
 
 use crate::device::VirtIOBalloon;
 

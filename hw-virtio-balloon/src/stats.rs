@@ -10,13 +10,13 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use bql::prelude::*;
+use util::{prelude::*, Error, Result};
+use virtio::prelude::*;
 use virtio_balloon_core::{
     features::VIRTIO_BALLOON_F_STATS_VQ,
     stats::{check_poll_interval, Stats},
 };
-use bql::prelude::*;
-use util::{prelude::*, Error, Result};
-use virtio::prelude::*;
 
 use crate::device::{VirtIOBalloon, STATS_QUEUE};
 
