@@ -398,21 +398,27 @@ fn clippy_findings<'a>(
 }
 
 /// The device promises not to have unsafe code, which the compiler checks; make
-/// sure that the promise stays there.
+/// sure that the promise stays there.  Only the trace points, which QEMU
+/// generates, are exempt, and that is why the device cannot `forbid` it.
 fn no_unsafe(env: &Env) -> Result<()> {
-    for lib in [
-        "hw-virtio-balloon/src/lib.rs",
-        "hw-virtio-balloon/core/src/lib.rs",
+    for (lib, promise) in [
+        ("hw-virtio-balloon/src/lib.rs", "#![deny(unsafe_code)]"),
+        (
+            "hw-virtio-balloon/core/src/lib.rs",
+            "#![forbid(unsafe_code)]",
+        ),
     ] {
         let text = fs::read_to_string(env.repo.join(lib))?;
-        ensure!(
-            text.contains("#![forbid(unsafe_code)]"),
-            "{lib} does not forbid unsafe code"
-        );
+        ensure!(text.contains(promise), "{lib} does not have {promise}");
     }
     for (from, to) in mounted_files(env)? {
         if to.starts_with("rust/hw/virtio/balloon") && from.extension().is_some_and(|e| e == "rs") {
             let text = fs::read_to_string(&from)?;
+            ensure!(
+                !text.contains("allow(unsafe_code)") || to.ends_with("src/events.rs"),
+                "{} allows unsafe code",
+                to.display()
+            );
             let found = text.lines().any(|line| {
                 let code = line.split("//").next().unwrap_or("");
                 code.replace("unsafe_code", "").contains("unsafe")
