@@ -169,9 +169,10 @@ const fn balloon_tests(device: Device) -> &'static [&'static str] {
     }
 }
 
-/// Other tests of QEMU that a build with either device has to pass, as far as
-/// there are any for the target
+/// Other tests that a build with either device has to pass, as far as there are
+/// any for the target
 const QTESTS: &[&str] = &[
+    "virtio-packed-test",
     "qos-test",
     "device-introspect-test",
     "qom-test",
@@ -847,6 +848,19 @@ warning: `x` generated 3 warnings
         assert_eq!(suite("7.2"), Ok(("sid", Some("7.2".to_owned()))));
         for bad in ["", "6", "6.x", "jessie", ".1"] {
             suite(bad).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn no_qtest_is_forgotten() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests-qtest");
+        for entry in fs::read_dir(dir).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let Some(test) = name.strip_suffix(".c").filter(|n| n.ends_with("-test")) else {
+                continue;
+            };
+            let mut run = balloon_tests(Device::Rust).iter().chain(QTESTS);
+            assert!(run.any(|t| *t == test), "{test} is not run");
         }
     }
 
