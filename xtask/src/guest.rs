@@ -273,7 +273,7 @@ pub fn python_env(build: &Build, assets: &Assets) -> Vec<(&'static str, PathBuf)
         ("PYTHONPATH", path.into()),
         ("PYTHONDONTWRITEBYTECODE", "1".into()),
         ("QEMU_TEST_QEMU_BINARY", build.qemu()),
-        ("QEMU_BUILD_ROOT", build.dir.clone()),
+        ("MESON_BUILD_ROOT", build.dir.clone()),
         ("BALLOON_GUEST_KERNEL", assets.kernel.clone()),
         ("BALLOON_GUEST_INITRD", assets.initrd.clone()),
     ]
