@@ -587,8 +587,9 @@ fn meson_list(build: &Build) -> Result<Vec<String>> {
     );
     Ok(String::from_utf8_lossy(&out.stdout)
         .lines()
-        .filter_map(|line| line.rsplit(" / ").next())
-        .map(|name| name.trim().to_owned())
+        // the suites, " - ", the project, ":", the name
+        .filter_map(|line| line.split_once(" - ")?.1.split_once(':'))
+        .map(|(_, name)| name.trim().to_owned())
         .collect())
 }
 
