@@ -61,6 +61,13 @@ pub const NAMED_DIFFERENCES: &[NamedDifference] = &[
         treatment: "avoided: hints only if the feature was accepted",
     },
     NamedDifference {
+        name: "hint-on-arrival",
+        c: "returns hints while the VM is stopped, if it has arrived in this state and did not run \
+            since: nothing has blocked the I/O thread",
+        rust: "returns them when the VM runs",
+        treatment: "avoided: no hints until the VM runs",
+    },
+    NamedDifference {
         name: "hint-jump",
         c: "takes and returns one hint at a time, even if more are available than fit in the queue",
         rust: "takes all that are available, and is broken if these are more than fit in the queue",
