@@ -61,6 +61,13 @@ pub const NAMED_DIFFERENCES: &[NamedDifference] = &[
         treatment: "avoided: hints only if the feature was accepted",
     },
     NamedDifference {
+        name: "hint-on-arrival",
+        c: "returns hints while the VM is stopped, if it has arrived in this state and did not run \
+            since: nothing has blocked the I/O thread",
+        rust: "returns them when the VM runs",
+        treatment: "avoided: no hints until the VM runs",
+    },
+    NamedDifference {
         name: "hint-jump",
         c: "takes and returns one hint at a time, even if more are available than fit in the queue",
         rust: "takes all that are available, and is broken if these are more than fit in the queue",
@@ -626,10 +633,28 @@ impl Lockstep {
         if !(0..obs[0].used.len()).any(|q| q != 2 && late(&q)) {
             return Ok(false);
         }
-        *obs = self.observe_idle(true)?;
-        if (obs[0].isr ^ obs[1].isr) == 1 {
-            // The driver acknowledged the interrupt before it was there
-            self.acknowledge(obs)?;
+        let mut last = None;
+        loop {
+            *obs = self.observe_idle(true)?;
+            self.tolerate_unreturned(obs, effects)?;
+            if (obs[0].isr ^ obs[1].isr) == 1 {
+                // The driver acknowledged the interrupt before it was there
+                self.acknowledge(obs)?;
+            }
+            let seen = Some(obs.clone());
+            if self.running() || self.compare(obs).is_empty() || seen == last {
+                break;
+            }
+            last = seen;
+            // While the VM is stopped, only a notification makes a device that
+            // has interrupted its work go on, and nothing if there is no work.
+            let mut kicks = Script::default();
+            for q in (0..self.driver[0].num_queues).filter(|q| *q != 2) {
+                if self.hint_queue != Some(q as usize) {
+                    self.driver[0].kick(&mut kicks, q);
+                }
+            }
+            self.run_scripts([&kicks, &kicks])?;
         }
         let caught_up = self.compare(obs).is_empty();
         if caught_up {

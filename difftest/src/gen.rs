@@ -30,6 +30,8 @@ pub struct Generator<'a> {
     initialized: bool,
     running: bool,
     stopped_for: u32,
+    /// The VM was stopped when it was migrated, and did not run since
+    arrived_stopped: bool,
 }
 
 impl<'a> Generator<'a> {
@@ -45,6 +47,7 @@ impl<'a> Generator<'a> {
             initialized: false,
             running: true,
             stopped_for: 0,
+            arrived_stopped: false,
         }
     }
 
@@ -131,6 +134,7 @@ impl<'a> Generator<'a> {
     pub fn op(&mut self, broken: bool, running: bool) -> Op {
         self.broken |= broken;
         self.running = running;
+        self.arrived_stopped &= !running;
         if !running {
             self.stopped_for += 1;
             if self.rng.percent(15) || self.stopped_for > 20 {
@@ -161,7 +165,10 @@ impl<'a> Generator<'a> {
                 off: self.register(),
                 width: self.rng.pick(&[4, 4, 4, 1, 2, 8]),
             },
-            585..=586 => Op::Migrate,
+            585..=586 => {
+                self.arrived_stopped |= !running;
+                Op::Migrate
+            }
             587..=634 => Op::Ack {
                 value: self.rng.pick(&[1, 2, 3, 3, 3, 0, u32::MAX]),
             },
@@ -570,7 +577,8 @@ impl<'a> Generator<'a> {
     }
 
     fn can_hint(&self) -> bool {
-        self.features & F_HINT != 0 && self.initialized
+        // see NAMED_DIFFERENCES, hint-not-negotiated and hint-on-arrival
+        self.features & F_HINT != 0 && self.initialized && !self.arrived_stopped
     }
 
     fn hint_element(&mut self) -> Op {

@@ -156,7 +156,7 @@ class VirtioBalloonMigration(BalloonMigrationTest):
         '''What QEMU printed; it has to have exited.'''
         vm.wait(timeout=self.timeout)
         log = vm.get_log() or ''
-        return [re.sub(r'^\S*qemu-system-\S*: ', '', line)
+        return [re.sub(r'^\S*qemu\S*: ', '', line)
                 for line in log.splitlines()
                 if 'terminating on signal' not in line
                 and 'deprecated' not in line]
