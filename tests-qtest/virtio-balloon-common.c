@@ -26,6 +26,7 @@ static const Transport pci_modern = {
     .machine = "pc",
     .device = "virtio-balloon-pci-non-transitional,addr=04.0",
     .features = F_RING | F_MODERN,
+    .no_ioeventfd = " -global virtio-pci.ioeventfd=off",
     .pci = true,
 };
 
@@ -35,6 +36,7 @@ static const Transport pci_transitional = {
     .device = "virtio-balloon-pci-transitional,addr=04.0",
     /* libqos prefers the modern interface */
     .features = F_RING | F_MODERN,
+    .no_ioeventfd = " -global virtio-pci.ioeventfd=off",
     .pci = true,
 };
 
@@ -43,6 +45,7 @@ static const Transport pci_legacy = {
     .machine = "pc",
     .device = "virtio-balloon-pci,disable-modern=on,addr=04.0",
     .features = F_RING | F_LEGACY | F_BAD,
+    .no_ioeventfd = " -global virtio-pci.ioeventfd=off",
     .pci = true,
 };
 
@@ -51,6 +54,7 @@ static const Transport mmio_x86 = {
     .machine = "microvm",
     .device = "virtio-balloon-device",
     .features = F_RING | F_LEGACY,
+    .no_ioeventfd = " -global virtio-mmio.ioeventfd=off",
 };
 
 static const Transport mmio_arm = {
@@ -58,6 +62,7 @@ static const Transport mmio_arm = {
     .machine = "virt",
     .device = "virtio-balloon-device",
     .features = F_RING | F_LEGACY,
+    .no_ioeventfd = " -global virtio-mmio.ioeventfd=off",
 };
 
 const Transport *const *transports(void)
@@ -280,16 +285,6 @@ uint32_t config_readl(Balloon *b, uint64_t offset)
  * Queues
  */
 
-void wait_used(Balloon *b, int q, uint32_t head)
-{
-    uint32_t len = UINT32_MAX, idx;
-
-    WAIT_FOR(qvirtqueue_get_buf(b->qts, b->vq[q], &idx, &len));
-    g_assert_cmpint(idx, ==, head);
-    /* The balloon never writes to buffers */
-    g_assert_cmpint(len, ==, 0);
-}
-
 void assert_not_used(Balloon *b, int q)
 {
     uint32_t idx;
@@ -311,15 +306,36 @@ void wait_hint_queue_idle(Balloon *b)
     WAIT_FOR(hint_queue_is_idle(b));
 }
 
+void wait_used(Balloon *b, int q, uint32_t head)
+{
+    gint64 start = g_get_monotonic_time(), rekick = start + G_USEC_PER_SEC;
+    uint32_t len = UINT32_MAX, idx;
+
+    while (!qvirtqueue_get_buf(b->qts, b->vq[q], &idx, &len)) {
+        gint64 now = g_get_monotonic_time();
+
+        g_assert_cmpint(now, <, start + TIMEOUT_US);
+        /*
+         * The I/O thread of the C device does not look at the queue again after
+         * it has turned notifications on, and may have missed the element.
+         */
+        if (q == b->hint_vq && now > rekick && hint_queue_is_idle(b)) {
+            b->dev->bus->virtqueue_kick(b->dev, b->vq[q]);
+            rekick = now + G_USEC_PER_SEC;
+        }
+        g_usleep(100);
+    }
+    g_assert_cmpint(idx, ==, head);
+    /* The balloon never writes to buffers */
+    g_assert_cmpint(len, ==, 0);
+}
+
 uint32_t submit(Balloon *b, int q, uint64_t addr, uint32_t len, bool write)
 {
     uint32_t head = qvirtqueue_add(b->qts, b->vq[q], addr, len, write, false);
 
-    /*
-     * The I/O thread of the C device does not look at the queue again after it
-     * has turned notifications on.
-     */
-    if (q == b->hint_vq && !b->hints_polled) {
+    /* It may be blocked if the VM is stopped, but will look at the queue. */
+    if (q == b->hint_vq && !b->hints_polled && !b->vm_stopped) {
         wait_hint_queue_idle(b);
     }
     qvirtqueue_kick(b->qts, b->dev, b->vq[q], head);
@@ -408,11 +424,13 @@ void set_balloon(Balloon *b, uint64_t value)
 void stop_vm(Balloon *b)
 {
     qtest_qmp_assert_success(b->qts, "{ 'execute': 'stop' }");
+    b->vm_stopped = true;
 }
 
 void continue_vm(Balloon *b)
 {
     qtest_qmp_assert_success(b->qts, "{ 'execute': 'cont' }");
+    b->vm_stopped = false;
 }
 
 const char *backend_path(const Transport *t)
@@ -501,6 +519,13 @@ Balloon *balloon_migrate(Balloon *src, const char *options)
  * Free page hinting
  */
 
+Balloon *balloon_start_hinting(const Transport *t)
+{
+    g_autofree char *options = g_strconcat(HINT_OPTIONS, t->no_ioeventfd, NULL);
+
+    return balloon_start(t, options);
+}
+
 uint32_t wait_cmd_id(Balloon *b, uint32_t old)
 {
     uint32_t id;
@@ -524,7 +549,10 @@ void cancel_migration(Balloon *b)
 {
     qtest_qmp_assert_success(b->qts, "{ 'execute': 'migrate_cancel' }");
     wait_migration(b, "cancelled");
-    b->hints_polled = false;
+    if (b->hints_polled) {
+        b->hints_polled = false;
+        wait_hint_queue_idle(b);
+    }
 }
 
 void hint_command(Balloon *b, uint32_t id)
@@ -535,6 +563,9 @@ void hint_command(Balloon *b, uint32_t id)
               submit(b, b->hint_vq, put(b, &le, sizeof(le)), sizeof(le),
                      false));
     b->hints_polled = id != VIRTIO_BALLOON_CMD_ID_STOP;
+    if (!b->hints_polled) {
+        wait_hint_queue_idle(b);
+    }
 }
 
 void cancel_hinting(Balloon *b)
@@ -570,4 +601,7 @@ void hint_until(Balloon *b, HintState state)
 void hint(Balloon *b, uint64_t addr)
 {
     wait_used(b, b->hint_vq, submit(b, b->hint_vq, addr, PAGE, true));
+    if (!b->hints_polled) {
+        wait_hint_queue_idle(b);
+    }
 }

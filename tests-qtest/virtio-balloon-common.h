@@ -68,6 +68,8 @@ typedef struct Transport {
     const char *device;
     /* The features of the transport and the rings */
     uint64_t features;
+    /* Option to turn off ioeventfd */
+    const char *no_ioeventfd;
     bool pci;
 } Transport;
 
@@ -86,6 +88,7 @@ typedef struct Balloon {
     int hint_vq, reporting_vq;
     /* The I/O thread may look for hints without being notified. */
     bool hints_polled;
+    bool vm_stopped;
 } Balloon;
 
 /* A test that is run for each transport */
@@ -210,6 +213,13 @@ Balloon *balloon_migrate(Balloon *src, const char *options);
  */
 #define HINT_OPTIONS    ",free-page-hint=on,iothread=io0 -m 1G"
 
+/*
+ * Start QEMU with HINT_OPTIONS, and without ioeventfd: otherwise, QEMU itself
+ * notifies the device when it begins to use one, and it is not possible to know
+ * when an I/O thread is done with that.
+ */
+Balloon *balloon_start_hinting(const Transport *t);
+
 typedef enum HintState {
     HINT_REQUESTED,
     HINT_START,
@@ -236,7 +246,9 @@ void hint(Balloon *b, uint64_t addr);
 
 /*
  * Wait until an I/O thread that does not want to be notified has done all that
- * it has to do.  It never has while hinting is in the state HINT_START.
+ * it has to do.  It never has while hinting is in the state HINT_START, and
+ * while the VM is stopped it goes no further.  The functions above do that as
+ * far as it is possible.
  */
 void wait_hint_queue_idle(Balloon *b);
 

@@ -915,7 +915,7 @@ static void test_reporting_poison(const void *data)
 
 static void test_hinting(const void *data)
 {
-    Balloon *b = balloon_start(data, HINT_OPTIONS);
+    Balloon *b = balloon_start_hinting(data);
     uint64_t mem = alloc_pages(b, 16);
     uint32_t id;
 
@@ -957,7 +957,7 @@ static void test_hinting(const void *data)
 /* The driver does not remember anything of the round when it is back */
 static void test_hinting_reset(const void *data)
 {
-    Balloon *b = balloon_start(data, HINT_OPTIONS);
+    Balloon *b = balloon_start_hinting(data);
     uint64_t mem = alloc_pages(b, 2);
 
     for (HintState state = 0; state < HINT_STATES; state++) {
@@ -982,7 +982,7 @@ static void test_hinting_reset(const void *data)
  */
 static void test_hinting_stop_cont(const void *data)
 {
-    Balloon *b = balloon_start(data, HINT_OPTIONS);
+    Balloon *b = balloon_start_hinting(data);
     uint64_t mem = alloc_pages(b, 1);
     uint32_t head;
 
@@ -1004,6 +1004,9 @@ static void test_hinting_stop_cont(const void *data)
         }
         continue_vm(b);
         wait_used(b, b->hint_vq, head);
+        if (!b->hints_polled) {
+            wait_hint_queue_idle(b);
+        }
         if (state != HINT_DONE) {
             cancel_hinting(b);
         }
@@ -1016,7 +1019,7 @@ static void test_hinting_stop_cont(const void *data)
 static void test_hinting_unplug(const void *data)
 {
     for (HintState state = 0; state < HINT_STATES; state++) {
-        Balloon *b = balloon_start(data, HINT_OPTIONS);
+        Balloon *b = balloon_start_hinting(data);
         uint64_t mem = alloc_pages(b, 1);
 
         if (state == HINT_START) {
@@ -1028,7 +1031,6 @@ static void test_hinting_unplug(const void *data)
         qtest_qmp_device_del_send(b->qts, "balloon");
         hint_until(b, state);
         hint(b, mem);
-        wait_hint_queue_idle(b);
         qtest_outl(b->qts, 0xae08, 1 << 4);
         qtest_qmp_eventwait(b->qts, "DEVICE_DELETED");
         assert_error(qtest_qmp(b->qts, "{ 'execute': 'query-balloon' }"),
@@ -1043,7 +1045,7 @@ static void test_hinting_unplug(const void *data)
 /* A command ID that is too short breaks the device, but not QEMU */
 static void test_hinting_bad_command(const void *data)
 {
-    Balloon *b = balloon_start(data, ",free-page-hint=on,iothread=io0");
+    Balloon *b = balloon_start_hinting(data);
     uint64_t mem = alloc_pages(b, 1);
 
     submit(b, b->hint_vq, mem, 3, false);
