@@ -319,7 +319,8 @@ void wait_used(Balloon *b, int q, uint32_t head)
          * The I/O thread of the C device does not look at the queue again after
          * it has turned notifications on, and may have missed the element.
          */
-        if (q == b->hint_vq && now > rekick && hint_queue_is_idle(b)) {
+        if (q == b->hint_vq && b->hint_not_kicked && now > rekick &&
+            hint_queue_is_idle(b)) {
             b->dev->bus->virtqueue_kick(b->dev, b->vq[q]);
             rekick = now + G_USEC_PER_SEC;
         }
@@ -339,6 +340,9 @@ uint32_t submit(Balloon *b, int q, uint64_t addr, uint32_t len, bool write)
         wait_hint_queue_idle(b);
     }
     qvirtqueue_kick(b->qts, b->dev, b->vq[q], head);
+    if (q == b->hint_vq) {
+        b->hint_not_kicked = !hint_queue_is_idle(b);
+    }
     return head;
 }
 

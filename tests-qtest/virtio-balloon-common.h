@@ -88,6 +88,8 @@ typedef struct Balloon {
     int hint_vq, reporting_vq;
     /* The I/O thread may look for hints without being notified. */
     bool hints_polled;
+    /* The device may not have been notified of the last hint. */
+    bool hint_not_kicked;
     bool vm_stopped;
 } Balloon;
 
