@@ -20,6 +20,9 @@ pub struct HostPages {
     bitmap: Vec<u64>,
     /// Size of the block in balloon pages
     pages: u64,
+    /// How many bits are set for each host page, so that none has to be looked
+    /// at to know: a host page can be 262,144 balloon pages
+    set: Vec<u32>,
     /// Size of a host page in balloon pages
     pages_per_host_page: u64,
     /// Host pages of which some, but not all, balloon pages are set
@@ -53,7 +56,8 @@ enum Fill {
 
 impl HostPages {
     /// For a block of `size` bytes that consists of host pages of
-    /// `host_page_size` bytes.  Takes a bit for each balloon page.
+    /// `host_page_size` bytes.  Takes a bit for each balloon page, and four bytes
+    /// for each host page.
     ///
     /// `None` if `host_page_size` is not a power of two that is larger than a
     /// balloon page, or if the block is too large for this host.
@@ -65,13 +69,11 @@ impl HostPages {
         let pages = size
             .div_ceil(host_page_size)
             .checked_mul(pages_per_host_page)?;
-        let words = usize::try_from(pages.div_ceil(WORD_BITS)).ok()?;
-
-        let mut bitmap = Vec::new();
-        bitmap.try_reserve_exact(words).ok()?;
-        bitmap.resize(words, 0);
+        // Larger than any host page, and a count of its pages has to fit
+        u32::try_from(pages_per_host_page).ok()?;
         Some(Self {
-            bitmap,
+            bitmap: zeroes(pages.div_ceil(WORD_BITS))?,
+            set: zeroes(pages / pages_per_host_page)?,
             pages,
             pages_per_host_page,
             partial: 0,
@@ -103,20 +105,13 @@ impl HostPages {
             .map(|(word, i)| (i * WORD_BITS, word))
     }
 
-    fn fill(&mut self, host_page: &Range<u64>) -> Fill {
-        let (mut any, mut all) = (false, true);
-        for (start, word) in self.words(host_page) {
-            let mask = mask(host_page, start);
-            any |= *word & mask != 0;
-            all &= *word & mask == mask;
-            if any && !all {
-                return Fill::Partial;
-            }
-        }
-        if any {
-            Fill::Full
-        } else {
+    const fn fill(&self, set: u32) -> Fill {
+        if set == 0 {
             Fill::Empty
+        } else if (set as u64) < self.pages_per_host_page {
+            Fill::Partial
+        } else {
+            Fill::Full
         }
     }
 
@@ -138,21 +133,30 @@ impl HostPages {
         start..start + self.pages_per_host_page
     }
 
-    fn update(&mut self, part: &Range<u64>, insert: bool) -> (Fill, Fill) {
-        let host_page = self.host_page_of(part.start);
-        let before = self.fill(&host_page);
+    /// Set or clear the bits of `part`, which is in one host page.  Returns what
+    /// has become of that.
+    fn update(&mut self, part: &Range<u64>, insert: bool) -> Fill {
+        let (mut added, mut removed) = (0, 0);
         for (start, word) in self.words(part) {
-            if insert {
-                *word |= mask(part, start);
-            } else {
-                *word &= !mask(part, start);
-            }
+            let mask = mask(part, start);
+            let new = if insert { *word | mask } else { *word & !mask };
+            added += (new & !*word).count_ones();
+            removed += (*word & !new).count_ones();
+            *word = new;
         }
-        let after = self.fill(&host_page);
+        let Some(set) = usize::try_from(part.start / self.pages_per_host_page)
+            .ok()
+            .and_then(|i| self.set.get_mut(i))
+        else {
+            return Fill::Empty;
+        };
+        let before = *set;
+        // Not less than zero: what is removed was counted when it was added
+        *set = before + added - removed;
+        let after = self.fill(before + added - removed);
         self.partial += u64::from(after == Fill::Partial);
-        // Not less than zero, because it was counted when it became partial
-        self.partial -= u64::from(before == Fill::Partial);
-        (before, after)
+        self.partial -= u64::from(self.fill(before) == Fill::Partial);
+        after
     }
 
     /// Pages at `[offset, offset + len)`, in bytes, go into the balloon.  Calls
@@ -164,8 +168,7 @@ impl HostPages {
     pub fn insert(&mut self, offset: u64, len: u64, mut discard: impl FnMut(u64, u64)) {
         let mut pending: Option<Range<u64>> = None;
         self.for_each_host_page(pages(offset, len), |this, part| {
-            let (_, after) = this.update(&part, true);
-            if after != Fill::Full {
+            if this.update(&part, true) != Fill::Full {
                 return;
             }
             let host_page = this.host_page_of(part.start);
@@ -189,6 +192,15 @@ impl HostPages {
             this.update(&part, false);
         });
     }
+}
+
+/// `None` if there is not enough memory
+fn zeroes<T: Copy + Default>(len: u64) -> Option<Vec<T>> {
+    let len = usize::try_from(len).ok()?;
+    let mut vec = Vec::new();
+    vec.try_reserve_exact(len).ok()?;
+    vec.resize(len, T::default());
+    Some(vec)
 }
 
 /// From bytes to whole balloon pages

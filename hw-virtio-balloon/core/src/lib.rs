@@ -11,12 +11,16 @@
 
 #![forbid(unsafe_code)]
 
+pub mod budget;
 pub mod config;
 pub mod counters;
+pub mod engine;
 pub mod features;
 pub mod hinting;
 pub mod host_pages;
+pub mod page_work;
 pub mod pages;
+pub mod report_work;
 pub mod runs;
 pub mod stats;
 

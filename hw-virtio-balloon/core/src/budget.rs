@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! How much to do before yielding to the main loop
+//!
+//! The budget counts work instead of measuring time.  Thus what the device does
+//! depends on the guest alone, and not on the speed of the host: it is the same
+//! when the VM is replayed, and in every run of a test.
+
+/// What is left to do in a turn.
+///
+/// Collecting requests stops when there are no buffers or PFNs left, and
+/// discarding stops when there are no ranges or bytes left.  Each is a limit of
+/// its own, because any of them can be what makes a request expensive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// Buffers of virtqueue elements to map; an element counts as one more
+    pub buffers: usize,
+    /// Page frame numbers to read, and to sort
+    pub pfns: usize,
+    /// Ranges of guest memory to look up and to discard
+    pub ranges: usize,
+    /// Memory to discard, in bytes.  At least one host page is discarded, even
+    /// if it is larger than that.
+    pub bytes: u64,
+}
+
+impl Budget {
+    /// The budget of one turn.
+    ///
+    /// * 4096 buffers: four elements of the largest size.
+    /// * 32,768 PFNs: as many as Linux can put into a queue (128 elements of
+    ///   256).
+    /// * 1024 ranges: as many as Linux discards in one system call.
+    /// * 16 MiB.
+    ///
+    /// docs/performance.md has what the most expensive turn costs.
+    pub const TURN: Self = Self {
+        buffers: 4096,
+        pfns: 128 * 256,
+        ranges: 1024,
+        bytes: 16 << 20,
+    };
+
+    /// Whether it is time to yield
+    pub const fn is_spent(&self) -> bool {
+        self.buffers == 0 || self.pfns == 0 || self.ranges == 0 || self.bytes == 0
+    }
+
+    /// Whether no more may be discarded in this turn
+    pub const fn is_discard_spent(&self) -> bool {
+        self.ranges == 0 || self.bytes == 0
+    }
+
+    /// An element with a number of buffers was taken from the queue.
+    pub fn charge_element(&mut self, buffers: usize) {
+        self.buffers = self.buffers.saturating_sub(buffers.saturating_add(1));
+    }
+
+    /// A number of PFNs was read.
+    pub fn charge_pfns(&mut self, pfns: usize) {
+        self.pfns = self.pfns.saturating_sub(pfns);
+    }
+
+    /// A range was looked up, of which `bytes` are to be discarded.
+    pub fn charge_range(&mut self, bytes: u64) {
+        self.ranges = self.ranges.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_limit_ends_the_turn() {
+        assert!(!Budget::TURN.is_spent());
+        let spent = |f: &dyn Fn(&mut Budget)| {
+            let mut budget = Budget::TURN;
+            f(&mut budget);
+            (budget.is_spent(), budget.is_discard_spent())
+        };
+        assert_eq!(spent(&|b| b.charge_element(4094)), (false, false));
+        assert_eq!(spent(&|b| b.charge_element(4095)), (true, false));
+        assert_eq!(spent(&|b| b.charge_element(usize::MAX)), (true, false));
+        assert_eq!(spent(&|b| b.charge_pfns(32767)), (false, false));
+        assert_eq!(spent(&|b| b.charge_pfns(usize::MAX)), (true, false));
+        assert_eq!(spent(&|b| b.charge_range((16 << 20) - 1)), (false, false));
+        assert_eq!(spent(&|b| b.charge_range(u64::MAX)), (true, true));
+        let ranges = |n| spent(&|b| (0..n).for_each(|_| b.charge_range(0)));
+        assert_eq!(ranges(1023), (false, false));
+        assert_eq!(ranges(1024), (true, true));
+        assert_eq!(ranges(1025), (true, true));
+    }
+}

@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! Pages that go into the balloon, or leave it
+//!
+//! All elements that the driver has made available are worked on together: their
+//! PFNs become runs, which are discarded as a whole, and only then the elements
+//! are returned, in the order in which they came.
+
+use crate::{
+    budget::Budget,
+    engine::{Host, Phase, Progress, Queue, Turn, Work},
+    pages::BALLOON_PAGE_SIZE,
+    runs::{Run, Runs},
+};
+
+/// What became of pages
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Pages that are RAM
+    pub ram: u64,
+    /// PFNs at which there is no RAM
+    pub bad: u64,
+}
+
+/// Discards pages, or populates those that leave the balloon
+pub trait PageSink {
+    /// Add a run of pages, and charge the budget for the ranges of guest memory
+    /// that it consists of.  Nothing may have happened to them before
+    /// [`flush`](Self::flush).
+    fn add(&mut self, run: Run, budget: &mut Budget) -> Tally;
+
+    /// Discard, or populate, what was added.
+    fn flush(&mut self);
+}
+
+/// The inflate queue or the deflate queue
+pub trait PageQueue: Queue {
+    /// See [`PageSink`]
+    type Sink<'a>: PageSink
+    where
+        Self: 'a;
+
+    /// Begin to discard pages
+    fn sink(&self) -> Self::Sink<'_>;
+
+    /// Read PFNs of an element, at most `max`, from a position on that is in
+    /// bytes.  Returns the position behind the last of them, or `None` if there
+    /// are no more.
+    fn read_pfns(
+        &self,
+        elem: &Self::Element,
+        position: usize,
+        max: usize,
+        runs: &mut Runs,
+    ) -> Option<usize>;
+
+    /// A batch of elements is about to be returned.
+    fn completed(&self, tally: Tally);
+}
+
+/// The elements that are being worked on
+#[derive(Debug)]
+pub struct PageWork<E> {
+    /// Elements of which all PFNs are in `runs`, in the order in which they were
+    /// popped
+    complete: Vec<E>,
+    /// The last element, if there was no room for all of its PFNs, and the
+    /// number of bytes of it that are in `runs`
+    unfinished: Option<(E, usize)>,
+    /// Disjoint, in ascending order
+    runs: Runs,
+    /// The next run to work on
+    next: usize,
+    /// How many pages of that run are done; less than all of them
+    done: u32,
+    tally: Tally,
+}
+
+impl<E> Default for PageWork<E> {
+    fn default() -> Self {
+        Self {
+            complete: Vec::new(),
+            unfinished: None,
+            runs: Runs::default(),
+            next: 0,
+            done: 0,
+            tally: Tally::default(),
+        }
+    }
+}
+
+impl<E> PageWork<E> {
+    /// Read the PFNs of an element from a position on.
+    fn add<Q>(&mut self, host: &Q, elem: E, position: usize, budget: &mut Budget)
+    where
+        Q: PageQueue<Element = E>,
+    {
+        let before = self.runs.pfns();
+        let next = host.read_pfns(&elem, position, budget.pfns, &mut self.runs);
+
+        budget.charge_pfns(self.runs.pfns() - before);
+        match next {
+            Some(next) => self.unfinished = Some((elem, next)),
+            None => self.complete.push(elem),
+        }
+    }
+
+    /// Take elements from the queue, as many as there is budget for.
+    fn collect<H>(&mut self, host: &H, turn: Turn, budget: &mut Budget)
+    where
+        H: PageQueue<Element = E> + Host<Work = Self>,
+    {
+        if let Some((elem, position)) = self.unfinished.take() {
+            self.add(host, elem, position, budget);
+        }
+        // The driver can make more elements available than the queue has room
+        // for, by reusing descriptors that were not returned yet.
+        while self.unfinished.is_none()
+            && self.complete.len() < host.capacity()
+            && budget.buffers > 0
+            && budget.pfns > 0
+        {
+            let Some(elem) = host.pop() else {
+                break;
+            };
+            budget.charge_element(host.buffers(&elem));
+            self.add(host, elem, 0, budget);
+            if !turn.is_current(host) {
+                return;
+            }
+        }
+        self.runs.merge();
+    }
+
+    /// Discard runs, as far as the budget allows.  Returns whether all are done.
+    fn discard<Q: PageQueue>(&mut self, host: &Q, budget: &mut Budget) -> bool {
+        let mut sink = host.sink();
+
+        while let Some(run) = self.runs.as_slice().get(self.next) {
+            if budget.is_discard_spent() {
+                break;
+            }
+            // Neither overflows: less than the whole run is done
+            let first = run.first + self.done;
+            let pages = (budget.bytes / BALLOON_PAGE_SIZE).clamp(1, u32::MAX.into()) as u32;
+            let last = run.last.min(first.saturating_add(pages - 1));
+
+            let tally = sink.add(Run { first, last }, budget);
+            self.tally.ram += tally.ram;
+            self.tally.bad += tally.bad;
+            if last == run.last {
+                self.next += 1;
+                self.done = 0;
+            } else {
+                self.done = last - run.first + 1;
+            }
+        }
+        sink.flush();
+        self.next == self.runs.as_slice().len()
+    }
+
+    /// Return the elements of which all pages are done.
+    fn complete<H>(&mut self, host: &H, turn: Turn)
+    where
+        H: PageQueue<Element = E> + Host<Work = Self>,
+    {
+        self.runs.clear();
+        self.next = 0;
+        if self.complete.is_empty() {
+            // A part of a large element
+            return;
+        }
+        host.completed(std::mem::take(&mut self.tally));
+        for elem in self.complete.drain(..) {
+            // Any of these can reset the device
+            if !turn.is_current(host) {
+                return;
+            }
+            host.push(elem);
+        }
+        if turn.is_current(host) {
+            host.notify();
+        }
+    }
+}
+
+impl<E, H> Work<H> for PageWork<E>
+where
+    H: PageQueue<Element = E> + Host<Work = Self>,
+{
+    fn is_empty(&self) -> bool {
+        self.complete.is_empty() && self.unfinished.is_none()
+    }
+
+    fn step(&mut self, host: &H, turn: Turn, budget: &mut Budget, phase: Phase) -> Progress {
+        if self.runs.as_slice().is_empty() {
+            if phase == Phase::Finish {
+                return Progress::Idle;
+            }
+            self.collect(host, turn, budget);
+            if Work::<H>::is_empty(self) {
+                return Progress::Idle;
+            }
+        }
+        if turn.is_current(host) && self.discard(host, budget) && turn.is_current(host) {
+            self.complete(host, turn);
+        }
+        Progress::More
+    }
+
+    fn put_back(&mut self, host: &H) {
+        if let Some((elem, _)) = self.unfinished.take() {
+            host.unpop(elem);
+        }
+        while let Some(elem) = self.complete.pop() {
+            host.unpop(elem);
+        }
+        *self = Self::default();
+    }
+}

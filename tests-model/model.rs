@@ -1,0 +1,706 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+// A model of a driver, and of what the device does with its requests.  This file
+// is included by modules that define `balloon`: the crate, or a copy of it with a
+// mistake.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeSet, HashMap, VecDeque},
+    rc::Rc,
+};
+
+use proptest::{
+    prelude::*,
+    test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner},
+};
+
+use self::balloon::{
+    budget::Budget,
+    engine::{self, Engine, Host, Queue, Work},
+    page_work::{PageQueue, PageSink, PageWork, Tally},
+    report_work::{ReportQueue, ReportSink, ReportWork, ReportedRange},
+    runs::{Run, Runs},
+};
+
+/// More calls than any turn needs
+const ENDLESS: u32 = 200_000;
+/// Size of the pages that are reported, in bytes
+const PAGE: u64 = 4096;
+
+/// What the driver sends
+#[derive(Clone, Debug)]
+struct Request {
+    pfns: Vec<u32>,
+    /// Sizes in pages, of what is RAM
+    buffers: Vec<Option<u64>>,
+}
+
+/// What happens while the device calls something
+#[derive(Clone, Copy, Debug)]
+enum Nested {
+    Nothing,
+    Kick,
+    /// The driver sends a request, and notifies the queue
+    Send,
+    /// The driver resets the queue or the device
+    Reset,
+    /// The driver resets the queue, sends a request, and notifies the queue
+    ResetAndSend,
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    /// Send requests, and notify the queue
+    Send(Vec<Request>),
+    /// Make a request available without notifying the queue
+    Add(Request),
+    Kick,
+    /// Let the main loop run what was scheduled
+    MainLoop,
+    Stop,
+    Cont,
+    Reset,
+    /// To another QEMU
+    Migrate,
+    /// Whether reports may be discarded
+    Inhibit(bool),
+}
+
+#[derive(Clone, Debug)]
+struct Scenario {
+    ops: Vec<Op>,
+    nested: Vec<Nested>,
+    budget: (usize, usize, usize, u64),
+    capacity: usize,
+    /// Host page size in pages
+    page_size: u64,
+}
+
+fn request() -> impl Strategy<Value = Request> {
+    let pfns = prop_oneof![
+        3 => (0u32..200, 0u32..24).prop_map(|(a, n)| (a..a + n).rev().collect()),
+        2 => prop::collection::vec(0u32..100, 0..12),
+        1 => Just(vec![u32::MAX, 0, u32::MAX - 1]),
+        1 => (0u32..1000, 1usize..9).prop_map(|(a, n)| (a..).step_by(n).take(40).collect()),
+    ];
+    let buffers = prop::collection::vec(prop::option::weighted(0.8, 0u64..12), 0..6);
+    (pfns, buffers).prop_map(|(pfns, buffers)| Request { pfns, buffers })
+}
+
+fn scenario() -> impl Strategy<Value = Scenario> {
+    let op = prop_oneof![
+        6 => prop::collection::vec(request(), 1..5).prop_map(Op::Send),
+        1 => request().prop_map(Op::Add),
+        1 => Just(Op::Kick),
+        6 => Just(Op::MainLoop),
+        2 => Just(Op::Stop),
+        3 => Just(Op::Cont),
+        1 => Just(Op::Reset),
+        1 => Just(Op::Migrate),
+        1 => any::<bool>().prop_map(Op::Inhibit),
+    ];
+    let nested = prop_oneof![
+        20 => Just(Nested::Nothing),
+        2 => Just(Nested::Kick),
+        2 => Just(Nested::Send),
+        1 => Just(Nested::Reset),
+        1 => Just(Nested::ResetAndSend),
+    ];
+    (
+        prop::collection::vec(op, 1..16),
+        prop::collection::vec(nested, 0..60),
+        (1usize..12, 1usize..40, 1usize..10, 1u64..30),
+        1usize..6,
+        prop::sample::select(vec![1u64, 2, 4]),
+    )
+        .prop_map(|(ops, nested, budget, capacity, page_size)| Scenario {
+            ops,
+            nested,
+            budget,
+            capacity,
+            page_size,
+        })
+}
+
+/// What became of an element
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    InFlight,
+    Returned,
+    PutBack,
+    Dropped,
+}
+
+/// An element that the device has taken from the queue
+struct Element {
+    id: usize,
+    /// Which life of the queue it comes from
+    life: u32,
+    popped_at: u64,
+    request: Rc<Request>,
+    log: Rc<Log>,
+    fate: Cell<Fate>,
+}
+
+#[derive(Default)]
+struct Log {
+    /// Elements that are in flight, from the current life of the queue
+    in_flight: RefCell<Vec<usize>>,
+    /// All elements that exist, from any life
+    alive: Cell<usize>,
+    life: Cell<u32>,
+}
+
+impl Drop for Element {
+    fn drop(&mut self) {
+        self.log.alive.set(self.log.alive.get() - 1);
+        if self.fate.replace(Fate::Dropped) == Fate::InFlight && !std::thread::panicking() {
+            assert_ne!(
+                self.life,
+                self.log.life.get(),
+                "element {} was lost",
+                self.id
+            );
+        }
+    }
+}
+
+/// The driver, the queue, the memory and the main loop
+struct World<W> {
+    engine: RefCell<Engine<W>>,
+    log: Rc<Log>,
+    budget: Budget,
+    capacity: usize,
+    page_size: u64,
+    running: Cell<bool>,
+    scheduled: Cell<bool>,
+    inhibited: Cell<bool>,
+    /// IDs and requests, in the order in which the driver sent them
+    available: RefCell<VecDeque<(usize, Rc<Request>)>>,
+    next_id: Cell<usize>,
+    /// Requests with lower IDs are known to the device, or will be
+    notified: Cell<usize>,
+    returned: RefCell<BTreeSet<usize>>,
+    last_returned: Cell<Option<usize>>,
+    /// Time, counted in calls
+    now: Cell<u64>,
+    /// When a page was last discarded
+    discarded: RefCell<HashMap<u64, u64>>,
+    /// Up to where buffers were discarded, in bytes
+    reported: RefCell<HashMap<(usize, usize), u64>>,
+    to_be_notified: Cell<bool>,
+    nested: RefCell<VecDeque<Nested>>,
+    depth: Cell<u32>,
+    calls: Cell<u32>,
+    /// Used in the current turn
+    used: Cell<(usize, usize, usize, u64)>,
+}
+
+impl<W: Default> World<W> {
+    fn new(s: &Scenario) -> Self {
+        let (buffers, pfns, ranges, pages) = s.budget;
+        Self {
+            engine: RefCell::default(),
+            log: Rc::default(),
+            budget: Budget {
+                buffers,
+                pfns,
+                ranges,
+                bytes: pages * PAGE,
+            },
+            capacity: s.capacity,
+            page_size: s.page_size,
+            running: Cell::new(true),
+            scheduled: Cell::new(false),
+            inhibited: Cell::new(false),
+            available: RefCell::default(),
+            next_id: Cell::new(0),
+            notified: Cell::new(0),
+            returned: RefCell::default(),
+            last_returned: Cell::new(None),
+            now: Cell::new(0),
+            discarded: RefCell::default(),
+            reported: RefCell::default(),
+            to_be_notified: Cell::new(false),
+            nested: RefCell::new(s.nested.clone().into()),
+            depth: Cell::new(0),
+            calls: Cell::new(0),
+            used: Cell::default(),
+        }
+    }
+
+    fn tick(&self) -> u64 {
+        self.calls.set(self.calls.get() + 1);
+        assert!(self.calls.get() < ENDLESS, "does not end");
+        self.now.set(self.now.get() + 1);
+        self.now.get()
+    }
+
+    fn add(&self, request: Request) {
+        let id = self.next_id.replace(self.next_id.get() + 1);
+        self.available
+            .borrow_mut()
+            .push_back((id, Rc::new(request)));
+    }
+
+    fn forget(&self) {
+        self.log.life.set(self.log.life.get() + 1);
+        self.log.in_flight.borrow_mut().clear();
+        self.available.borrow_mut().clear();
+        self.notified.set(self.next_id.get());
+        self.to_be_notified.set(false);
+        self.last_returned.set(None);
+    }
+
+    fn pop(&self) -> Option<Element> {
+        let popped_at = self.tick();
+        let (id, request) = self.available.borrow_mut().pop_front()?;
+        let mut in_flight = self.log.in_flight.borrow_mut();
+        in_flight.push(id);
+        assert!(in_flight.len() <= self.capacity, "too many in flight");
+        self.log.alive.set(self.log.alive.get() + 1);
+        Some(Element {
+            id,
+            life: self.log.life.get(),
+            popped_at,
+            request,
+            log: self.log.clone(),
+            fate: Cell::new(Fate::InFlight),
+        })
+    }
+
+    fn push(&self, elem: &Element) {
+        self.tick();
+        assert_eq!(elem.fate.replace(Fate::Returned), Fate::InFlight);
+        assert_eq!(elem.life, self.log.life.get(), "returned after a reset");
+        assert!(self.last_returned.get() < Some(elem.id), "order");
+        self.last_returned.set(Some(elem.id));
+        self.log.in_flight.borrow_mut().retain(|id| *id != elem.id);
+        assert!(self.returned.borrow_mut().insert(elem.id));
+        self.to_be_notified.set(true);
+    }
+
+    fn unpop(&self, elem: &Element) {
+        self.tick();
+        assert_eq!(elem.fate.replace(Fate::PutBack), Fate::InFlight);
+        assert_eq!(elem.life, self.log.life.get(), "put back after a reset");
+        let last = self.log.in_flight.borrow_mut().pop();
+        assert_eq!(last, Some(elem.id), "not the last one");
+        self.available
+            .borrow_mut()
+            .push_front((elem.id, elem.request.clone()));
+    }
+
+    fn charge(&self, buffers: usize, pfns: usize, ranges: usize, bytes: u64) {
+        let (a, b, c, d) = self.used.get();
+        self.used
+            .set((a + buffers, b + pfns, c + ranges, d + bytes));
+    }
+}
+
+/// The part of the device for one of the queues
+trait Device: Host<Element = Element> {
+    fn new(s: &Scenario) -> Self;
+    fn world(&self) -> &World<Self::Work>;
+
+    fn kick(&self) {
+        let w = self.world();
+        w.notified.set(w.next_id.get());
+        self.turn();
+    }
+
+    fn turn(&self) {
+        let w = self.world();
+        let outermost = w.depth.get() == 0;
+        w.depth.set(w.depth.get() + 1);
+        if outermost {
+            w.used.set((0, 0, 0, 0));
+        }
+        engine::run(self);
+        w.depth.set(w.depth.get() - 1);
+        if outermost {
+            self.check_turn();
+        }
+    }
+
+    fn reset(&self) {
+        let w = self.world();
+        self.cancel();
+        w.forget();
+        let work = w.engine.borrow_mut().invalidate();
+        drop(work);
+    }
+
+    /// Something that the device calls can call the device.
+    fn called(&self) {
+        let w = self.world();
+        let nested = w.nested.borrow_mut().pop_front();
+        let request = || Request {
+            pfns: vec![7, 3],
+            buffers: vec![Some(1)],
+        };
+        // The reentrancy guard of QEMU ends it somewhere
+        if w.depth.get() > 3 {
+            return;
+        }
+        match nested.unwrap_or(Nested::Nothing) {
+            Nested::Nothing => {}
+            Nested::Kick => self.kick(),
+            Nested::Send => {
+                w.add(request());
+                self.kick();
+            }
+            Nested::Reset => self.reset(),
+            Nested::ResetAndSend => {
+                self.reset();
+                w.add(request());
+                self.kick();
+            }
+        }
+    }
+
+    /// After a turn
+    fn check_turn(&self) {
+        let w = self.world();
+        assert!(!w.to_be_notified.get(), "the driver was not notified");
+        // What is in flight when the VM is stopped may take another turn
+        let n = if w.running.get() { 1 } else { 2 };
+        let (buffers, pfns, ranges, bytes) = w.used.get();
+        // An element has at most 5 buffers here
+        assert!(buffers <= w.budget.buffers + 5, "budget for buffers");
+        assert!(pfns <= w.budget.pfns, "budget for PFNs");
+        assert!(ranges <= n * w.budget.ranges, "budget for ranges");
+        let page = w.page_size * PAGE;
+        let limit = n as u64 * w.budget.bytes.next_multiple_of(page);
+        assert!(bytes <= limit, "budget for bytes");
+        if !w.running.get() {
+            assert!(
+                w.log.in_flight.borrow().is_empty(),
+                "in flight after a stop"
+            );
+        }
+        let in_flight = w.log.in_flight.borrow().len();
+        assert_eq!(w.log.alive.get(), in_flight, "kept over a reset");
+    }
+
+    fn cont(&self) {
+        if !self.world().running.replace(true) {
+            engine::vm_started(self);
+        }
+    }
+
+    fn stop(&self) {
+        let w = self.world();
+        if w.running.replace(false) {
+            w.used.set((0, 0, 0, 0));
+            w.depth.set(w.depth.get() + 1);
+            engine::vm_stopped(self);
+            w.depth.set(w.depth.get() - 1);
+            self.check_turn();
+            assert!(!w.scheduled.get(), "scheduled although the VM is stopped");
+        }
+    }
+
+    fn main_loop(&self) {
+        if self.world().scheduled.replace(false) {
+            self.turn();
+        }
+    }
+
+    fn apply(&self, op: &Op) {
+        let w = self.world();
+        match op {
+            Op::Send(requests) => {
+                requests.iter().cloned().for_each(|r| w.add(r));
+                self.kick();
+            }
+            Op::Add(request) => w.add(request.clone()),
+            Op::Kick => self.kick(),
+            Op::MainLoop => self.main_loop(),
+            Op::Stop => self.stop(),
+            Op::Cont => self.cont(),
+            Op::Reset => {
+                self.reset();
+                assert_eq!(w.log.alive.get(), 0, "kept over a reset");
+            }
+            Op::Migrate => {
+                self.stop();
+                let old = w.engine.replace(Engine::default());
+                drop(old);
+                w.scheduled.set(false);
+                w.engine.borrow_mut().expect();
+                // the new one looks at all that there is
+                w.notified.set(w.next_id.get());
+                self.cont();
+            }
+            Op::Inhibit(inhibited) => w.inhibited.set(*inhibited),
+        }
+    }
+
+    /// All that the device was notified of is done in the end.
+    fn finish(&self) {
+        let w = self.world();
+        self.cont();
+        for _ in 0..10_000 {
+            if !w.scheduled.get() {
+                break;
+            }
+            self.main_loop();
+        }
+        assert!(!w.scheduled.get(), "does not end");
+        let left = w.available.borrow().front().map(|(id, _)| *id);
+        assert!(
+            left.is_none_or(|id| id >= w.notified.get()),
+            "request {left:?} is forgotten"
+        );
+        assert!(w.log.in_flight.borrow().is_empty(), "never returned");
+    }
+}
+
+struct Pages(World<PageWork<Element>>);
+struct Reports(World<ReportWork<Element>>);
+
+macro_rules! impl_device {
+    ($t:ident, $work:ty) => {
+        impl Device for $t {
+            fn new(s: &Scenario) -> Self {
+                Self(World::new(s))
+            }
+            fn world(&self) -> &World<$work> {
+                &self.0
+            }
+        }
+
+        impl Queue for $t {
+            type Element = Element;
+
+            fn capacity(&self) -> usize {
+                self.0.capacity
+            }
+            fn pop(&self) -> Option<Element> {
+                let elem = self.0.pop();
+                if let Some(elem) = &elem {
+                    self.0.charge(elem.request.buffers.len() + 1, 0, 0, 0);
+                }
+                self.called();
+                elem
+            }
+            fn buffers(&self, elem: &Element) -> usize {
+                elem.request.buffers.len()
+            }
+            fn push(&self, elem: Element) {
+                self.check(&elem);
+                self.0.push(&elem);
+                self.called();
+            }
+            fn unpop(&self, elem: Element) {
+                self.0.unpop(&elem);
+            }
+            fn notify(&self) {
+                self.0.tick();
+                self.0.to_be_notified.set(false);
+                self.called();
+            }
+        }
+
+        impl Host for $t {
+            type Work = $work;
+
+            fn engine<R>(&self, f: impl FnOnce(&mut Engine<$work>) -> R) -> R {
+                self.0.calls.set(self.0.calls.get() + 1);
+                assert!(self.0.calls.get() < ENDLESS, "does not end");
+                f(&mut self.0.engine.borrow_mut())
+            }
+            fn budget(&self) -> Budget {
+                self.0.budget
+            }
+            fn vm_running(&self) -> bool {
+                self.0.running.get()
+            }
+            fn schedule(&self) {
+                assert!(self.0.running.get());
+                self.0.scheduled.set(true);
+            }
+            fn cancel(&self) {
+                self.0.scheduled.set(false);
+            }
+        }
+    };
+}
+
+impl_device!(Pages, PageWork<Element>);
+impl_device!(Reports, ReportWork<Element>);
+
+impl Pages {
+    /// An element is about to be returned.
+    fn check(&self, elem: &Element) {
+        let discarded = self.0.discarded.borrow();
+        for pfn in &elem.request.pfns {
+            assert!(
+                discarded.get(&u64::from(*pfn)) > Some(&elem.popped_at),
+                "page {pfn} of element {} is returned before it is done",
+                elem.id
+            );
+        }
+    }
+}
+
+struct Sink<'a, D> {
+    device: &'a D,
+    added: Vec<Run>,
+    buffers: Vec<(usize, usize, u64, u64)>,
+}
+
+impl PageSink for Sink<'_, Pages> {
+    fn add(&mut self, run: Run, budget: &mut Budget) -> Tally {
+        assert!(run.first <= run.last);
+        self.device.0.charge(0, 0, 1, run.pages() * PAGE);
+        budget.charge_range(run.pages() * PAGE);
+        self.added.push(run);
+        Tally {
+            ram: run.pages(),
+            bad: 0,
+        }
+    }
+
+    fn flush(&mut self) {
+        let now = self.device.0.tick();
+        let mut discarded = self.device.0.discarded.borrow_mut();
+        for run in self.added.drain(..) {
+            for pfn in run.first..=run.last {
+                discarded.insert(pfn.into(), now);
+            }
+        }
+        drop(discarded);
+        self.device.called();
+    }
+}
+
+impl PageQueue for Pages {
+    type Sink<'a> = Sink<'a, Self>;
+
+    fn sink(&self) -> Sink<'_, Self> {
+        Sink {
+            device: self,
+            added: Vec::new(),
+            buffers: Vec::new(),
+        }
+    }
+
+    fn read_pfns(
+        &self,
+        elem: &Element,
+        position: usize,
+        max: usize,
+        runs: &mut Runs,
+    ) -> Option<usize> {
+        assert_eq!(position % 4, 0);
+        let left = &elem.request.pfns[position / 4..];
+        let n = left.len().min(max);
+        self.0.charge(0, n, 0, 0);
+        left[..n].iter().for_each(|pfn| runs.push(*pfn));
+        (n < left.len()).then_some(position + 4 * n)
+    }
+
+    fn completed(&self, _tally: Tally) {}
+}
+
+impl Reports {
+    /// An element is about to be returned.
+    fn check(&self, elem: &Element) {
+        if self.0.inhibited.get() || !self.0.running.get() {
+            return;
+        }
+        let reported = self.0.reported.borrow();
+        for (i, pages) in elem.request.buffers.iter().enumerate() {
+            let bytes = pages.unwrap_or(0) * self.0.page_size * PAGE;
+            let done = reported.get(&(elem.id, i)).copied().unwrap_or(0);
+            assert_eq!(done, bytes, "buffer {i} of element {}", elem.id);
+        }
+    }
+}
+
+impl ReportSink<Element> for Sink<'_, Reports> {
+    fn range(&mut self, elem: &Element, buffer: usize) -> Option<ReportedRange> {
+        let page_size = self.device.0.page_size * PAGE;
+        self.device.0.charge(0, 0, 1, 0);
+        elem.request.buffers[buffer].map(|pages| ReportedRange {
+            len: pages * page_size,
+            page_size,
+        })
+    }
+
+    fn add(&mut self, elem: &Element, buffer: usize, offset: u64, len: u64) {
+        assert_eq!((offset | len) % (self.device.0.page_size * PAGE), 0);
+        self.device.0.charge(0, 0, 0, len);
+        self.buffers.push((elem.id, buffer, offset, len));
+    }
+
+    fn flush(&mut self) {
+        self.device.0.tick();
+        let mut reported = self.device.0.reported.borrow_mut();
+        for (id, buffer, offset, len) in self.buffers.drain(..) {
+            let done = reported.entry((id, buffer)).or_default();
+            assert!(*done == offset || offset == 0, "a part is left out");
+            *done = offset + len;
+        }
+        drop(reported);
+        self.device.called();
+    }
+}
+
+impl ReportQueue for Reports {
+    type Sink<'a> = Sink<'a, Self>;
+
+    fn sink(&self) -> Option<Sink<'_, Self>> {
+        (!self.0.inhibited.get()).then(|| Sink {
+            device: self,
+            added: Vec::new(),
+            buffers: Vec::new(),
+        })
+    }
+}
+
+fn check<D: Device>(s: &Scenario)
+where
+    D::Work: Work<D>,
+{
+    let device = D::new(s);
+    s.ops.iter().for_each(|op| device.apply(op));
+    device.finish();
+}
+
+/// Try random scenarios; returns the smallest one that has been found to go
+/// wrong, with the reason.
+fn try_all<D: Device>(cases: u32) -> Result<(), (String, Scenario)>
+where
+    D::Work: Work<D>,
+{
+    let config = Config {
+        cases,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    // Each scenario that goes wrong panics, and many do while the smallest one
+    // is being looked for.
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let result = TestRunner::new_with_rng(config, rng).run(&scenario(), |s| {
+        check::<D>(&s);
+        Ok(())
+    });
+    std::panic::set_hook(hook);
+    match result {
+        Ok(()) => Ok(()),
+        Err(TestError::Fail(reason, s)) => Err((reason.to_string(), s)),
+        Err(TestError::Abort(reason)) => panic!("{reason}"),
+    }
+}
+
+/// Try scenarios for each queue.
+pub fn find_mistake(cases: u32) -> Result<(), String> {
+    let result = try_all::<Pages>(cases).and_then(|()| try_all::<Reports>(cases));
+    result.map_err(|(reason, scenario)| format!("{reason}\n{scenario:?}"))
+}

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! The properties notice mistakes.
+
+// The copies of the crate are not to be read, or improved.
+#![allow(
+    unused,
+    clippy::all,
+    clippy::nursery,
+    clippy::pedantic,
+    clippy::restriction
+)]
+
+include!(concat!(env!("OUT_DIR"), "/mutants.rs"));
+
+#[test]
+fn each_mistake_is_found() {
+    let missed: Vec<&str> = MUTANTS
+        .iter()
+        .filter(|(name, find_mistake)| {
+            let found = find_mistake(5_000);
+            if let Err(mistake) = &found {
+                println!("{name}: {}", mistake.lines().next().unwrap_or_default());
+            }
+            found.is_ok()
+        })
+        .map(|(name, _)| *name)
+        .collect();
+    assert!(missed.is_empty(), "not found: {missed:?}");
+}
