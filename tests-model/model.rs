@@ -18,8 +18,8 @@ use proptest::{
 use self::balloon::{
     budget::Budget,
     engine::{self, Engine, Host, Queue, Work},
-    page_work::{PageQueue, PageSink, PageWork, Tally},
-    report_work::{ReportQueue, ReportSink, ReportWork, ReportedRange},
+    page_work::{PageHost, PageSink, PageWork, Tally},
+    report_work::{Part, ReportHost, ReportWork, ReportedRange},
     runs::{Run, Runs},
 };
 
@@ -300,7 +300,10 @@ impl<W: Default> World<W> {
 }
 
 /// The part of the device for one of the queues
-trait Device: Host<Element = Element> {
+trait Device: Host<Element = Element>
+where
+    Self::Work: Work<Self>,
+{
     fn new(s: &Scenario) -> Self;
     fn world(&self) -> &World<Self::Work>;
 
@@ -546,17 +549,17 @@ impl Pages {
     }
 }
 
-struct Sink<'a, D> {
-    device: &'a D,
+struct Sink<'a> {
+    device: &'a Pages,
     added: Vec<Run>,
-    buffers: Vec<(usize, usize, u64, u64)>,
 }
 
-impl PageSink for Sink<'_, Pages> {
+impl PageSink for Sink<'_> {
     fn add(&mut self, run: Run, budget: &mut Budget) -> Tally {
         assert!(run.first <= run.last);
         self.device.0.charge(0, 0, 1, run.pages() * PAGE);
-        budget.charge_range(run.pages() * PAGE);
+        budget.charge_range();
+        budget.charge_bytes(run.pages() * PAGE);
         self.added.push(run);
         Tally {
             ram: run.pages(),
@@ -577,14 +580,13 @@ impl PageSink for Sink<'_, Pages> {
     }
 }
 
-impl PageQueue for Pages {
-    type Sink<'a> = Sink<'a, Self>;
+impl PageHost for Pages {
+    type Sink<'a> = Sink<'a>;
 
-    fn sink(&self) -> Sink<'_, Self> {
+    fn sink(&self) -> Sink<'_> {
         Sink {
             device: self,
             added: Vec::new(),
-            buffers: Vec::new(),
         }
     }
 
@@ -621,44 +623,38 @@ impl Reports {
     }
 }
 
-impl ReportSink<Element> for Sink<'_, Reports> {
-    fn range(&mut self, elem: &Element, buffer: usize) -> Option<ReportedRange> {
-        let page_size = self.device.0.page_size * PAGE;
-        self.device.0.charge(0, 0, 1, 0);
+impl ReportHost for Reports {
+    fn may_discard(&self) -> bool {
+        !self.0.inhibited.get()
+    }
+
+    fn range(&self, elem: &Element, buffer: usize) -> Option<ReportedRange> {
+        let page_size = self.0.page_size * PAGE;
+        self.0.charge(0, 0, 1, 0);
         elem.request.buffers[buffer].map(|pages| ReportedRange {
             len: pages * page_size,
             page_size,
         })
     }
 
-    fn add(&mut self, elem: &Element, buffer: usize, offset: u64, len: u64) {
-        assert_eq!((offset | len) % (self.device.0.page_size * PAGE), 0);
-        self.device.0.charge(0, 0, 0, len);
-        self.buffers.push((elem.id, buffer, offset, len));
-    }
-
-    fn flush(&mut self) {
-        self.device.0.tick();
-        let mut reported = self.device.0.reported.borrow_mut();
-        for (id, buffer, offset, len) in self.buffers.drain(..) {
-            let done = reported.entry((id, buffer)).or_default();
-            assert!(*done == offset || offset == 0, "a part is left out");
-            *done = offset + len;
+    fn discard(&self, elem: &Element, parts: &[Part]) {
+        self.0.tick();
+        for part in parts {
+            assert_eq!(
+                (part.offset | part.len) % (self.0.page_size * PAGE),
+                0,
+                "host pages"
+            );
+            self.0.charge(0, 0, 0, part.len);
+            let mut reported = self.0.reported.borrow_mut();
+            let done = reported.entry((elem.id, part.buffer)).or_default();
+            assert!(
+                *done == part.offset || part.offset == 0,
+                "a part is left out"
+            );
+            *done = part.offset + part.len;
         }
-        drop(reported);
-        self.device.called();
-    }
-}
-
-impl ReportQueue for Reports {
-    type Sink<'a> = Sink<'a, Self>;
-
-    fn sink(&self) -> Option<Sink<'_, Self>> {
-        (!self.0.inhibited.get()).then(|| Sink {
-            device: self,
-            added: Vec::new(),
-            buffers: Vec::new(),
-        })
+        self.called();
     }
 }
 

@@ -29,5 +29,5 @@
     ("report_continued_with_another_element", "report_work.rs", "if let Some(elem) = std::mem::take(self).current {\n                host.push", "if let Some(elem) = self.current.take() {\n                host.push"),
     ("report_lost_at_a_reset", "report_work.rs", "if done && turn.is_current(host) {", "if done {"),
     ("part_of_a_report_left_out", "report_work.rs", "self.done += part;", "self.done += part + page_size;"),
-    ("report_returned_before_the_flush", "report_work.rs", "sink.flush();", ""),
+    ("report_returned_before_its_discard", "report_work.rs", "host.discard(elem, &parts);", ""),
 ]

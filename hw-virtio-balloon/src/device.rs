@@ -2,16 +2,15 @@
 
 //! The device itself: properties, features, configuration space, life cycle
 
+mod vmstate;
+
 use std::ffi::CStr;
 
-use ::migration::{
-    precopy::{migration_in_bg_snapshot, migration_in_incoming_postcopy},
-    prelude::*,
-};
+use ::migration::prelude::*;
 use bql::prelude::*;
 use hwcore::{prelude::*, Link};
 use qom::prelude::*;
-use system::{prelude::*, ram_block_discard_is_disabled, send_balloon_change};
+use system::{main_loop_schedule_oneshot, prelude::*, send_balloon_change};
 use util::{prelude::*, Result};
 use virtio::{
     bindings::{VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_ID_BALLOON},
@@ -27,16 +26,17 @@ use virtio_balloon_core::{
     pages::{pages_to_bytes, target_to_pages},
 };
 
+use self::vmstate::{Registers, VMSTATE_BALLOON};
 use crate::{
-    discard::Memory,
     events::{
         trace_virtio_balloon_get_config, trace_virtio_balloon_set_config,
         trace_virtio_balloon_to_target,
     },
+    guest_memory::{Direction, GuestMemory},
     hinting::FreePageHinting,
-    inflate::PageQueue,
-    migration::VMSTATE_BALLOON,
-    reporting::ReportQueue,
+    page_queue::PageQueue,
+    part::{Context, Part},
+    reporting::Reporting,
     stats::GuestStats,
     TYPE_VIRTIO_BALLOON,
 };
@@ -47,13 +47,6 @@ const QUEUE_SIZE: u16 = 128;
 const HINT_QUEUE_SIZE: u16 = 1024;
 /// Size of the queue for reports
 const REPORTING_QUEUE_SIZE: u16 = 32;
-
-/// Index of the queue for pages that go into the balloon
-pub const INFLATE_QUEUE: u16 = 0;
-/// Index of the queue for pages that leave the balloon
-pub const DEFLATE_QUEUE: u16 = 1;
-/// Index of the queue for statistics
-pub const STATS_QUEUE: u16 = 2;
 
 /// A virtio memory balloon
 #[repr(C)]
@@ -69,25 +62,19 @@ pub struct VirtIOBalloon {
     host_features: u32,
 
     #[property(rename = "iothread")]
-    pub iothread: Link<IOThread>,
+    iothread: Link<IOThread>,
 
-    /// How many pages the user wants to be in the balloon
-    pub num_pages: BqlCell<u32>,
-    /// How many pages are in the balloon, according to the driver
-    pub actual: BqlCell<u32>,
+    registers: BqlRefCell<Registers>,
     /// What the guest fills free pages with, if it has negotiated to tell
-    pub poison_val: BqlCell<u32>,
+    poison_val: BqlCell<u32>,
 
-    /// What the device knows of the guest's memory, and has done with it
-    pub memory: Memory,
-    pub inflate: PageQueue,
-    pub deflate: PageQueue,
-    pub stats: GuestStats,
-    pub hinting: FreePageHinting,
-    pub reports: ReportQueue,
+    memory: GuestMemory,
+    inflate: PageQueue,
+    deflate: PageQueue,
+    stats: GuestStats,
+    hinting: FreePageHinting,
+    reporting: Reporting,
     handler: BalloonHandler,
-    /// The device was migrated, and the VM has not been started since
-    pub incoming: BqlCell<bool>,
 }
 
 virtio_device_type!(VirtIOBalloon, TYPE_VIRTIO_BALLOON);
@@ -97,12 +84,15 @@ impl VirtIOBalloon {
         has_feature(self.host_features, feature)
     }
 
-    /// Whether discarding memory would do harm: if it is pinned, in postcopy,
-    /// and while a background snapshot is taken.
-    pub fn discard_inhibited() -> bool {
-        ram_block_discard_is_disabled()
-            || migration_in_incoming_postcopy()
-            || migration_in_bg_snapshot()
+    /// All parts, in the order of their queues
+    fn parts(&self) -> [&dyn Part; 5] {
+        [
+            &self.inflate,
+            &self.deflate,
+            &self.stats,
+            &self.hinting,
+            &self.reporting,
+        ]
     }
 
     fn ram_size() -> u64 {
@@ -114,7 +104,9 @@ impl VirtIOBalloon {
     }
 
     fn post_init(&self) {
-        self.init_stats();
+        Timer::init_embedded(self, CLOCK_VIRTUAL, Timer::MS, Self::poll_stats, |dev| {
+            &dev.stats.timer
+        });
         // Not class properties: the proxies create aliases for all of those,
         // but also for the following two.
         self.add_property(
@@ -127,11 +119,22 @@ impl VirtIOBalloon {
         );
     }
 
+    fn get_stats(&self, v: &Visitor, name: &CStr) -> Result<()> {
+        self.stats.get_stats(v, name)
+    }
+
+    fn get_poll_interval(&self, v: &Visitor, name: &CStr) -> Result<()> {
+        self.stats.get_poll_interval(v, name)
+    }
+
+    fn set_poll_interval(&self, v: &Visitor, name: &CStr) -> Result<()> {
+        self.stats.set_poll_interval(v, name)
+    }
+
     fn get_counters(&self, v: &Visitor, name: &CStr) -> Result<()> {
         let members = self
             .memory
-            .counters
-            .get()
+            .counters()
             .members(self.memory.partial_host_pages());
         v.visit_struct(name, |v| {
             members
@@ -141,41 +144,112 @@ impl VirtIOBalloon {
     }
 
     fn realize(&self, queues: &mut VirtioRealize<'_, Self>) -> Result<()> {
+        let hint = self.offers(VIRTIO_BALLOON_F_FREE_PAGE_HINT);
+        ensure!(
+            !hint || self.iothread.is_set(),
+            "'free-page-hint' requires 'iothread' to be set"
+        );
         ensure!(
             self.handler.register(self).is_ok(),
             "Only one balloon device is supported"
         );
-        let hint = self.offers(VIRTIO_BALLOON_F_FREE_PAGE_HINT);
-        if hint && !self.iothread.is_set() {
-            self.handler.unregister();
-            return Err(util::Error::msg(
-                "'free-page-hint' requires 'iothread' to be set",
-            ));
-        }
 
-        queues.add_queue(QUEUE_SIZE, &Self::handle_inflate);
-        queues.add_queue(QUEUE_SIZE, &Self::handle_deflate);
-        queues.add_queue(QUEUE_SIZE, &Self::handle_stats);
+        let queue = queues.add_queue(QUEUE_SIZE, &Self::handle_inflate);
+        self.inflate.realize(self, queue);
+        let queue = queues.add_queue(QUEUE_SIZE, &Self::handle_deflate);
+        self.deflate.realize(self, queue);
+        let queue = queues.add_queue(QUEUE_SIZE, &Self::handle_stats);
+        self.stats.realize(self, queue);
         if hint {
             let queue = queues.add_queue(HINT_QUEUE_SIZE, &Self::handle_hints);
-            self.start_hinting(queue);
+            self.hinting.realize(self, queue);
         }
         if self.offers(VIRTIO_BALLOON_F_REPORTING) {
             let queue = queues.add_queue(REPORTING_QUEUE_SIZE, &Self::handle_reports);
-            self.start_reports(queue);
+            self.reporting.realize(self, queue);
         }
-        self.start_pages();
-        self.stats.reset();
+        self.register_callbacks(hint);
         Ok(())
     }
 
+    /// The device is realized; the parts unregister what is theirs.
+    fn register_callbacks(&self, hint: bool) {
+        self.memory.notifier.register(self, Self::block_freed);
+        if hint {
+            self.hinting.notifier.register(self, Self::precopy_notify);
+        }
+
+        let inflate = &self.inflate.deferred.bh;
+        inflate.init(self, c"virtio-balloon-inflate", &Self::run_inflate);
+        let deflate = &self.deflate.deferred.bh;
+        deflate.init(self, c"virtio-balloon-deflate", &Self::run_deflate);
+        let stats = &self.stats.bh;
+        stats.init(self, c"virtio-balloon-stats", &Self::recover_stats);
+        let hints = &self.hinting.deferred.bh;
+        hints.init(self, c"virtio-balloon-hints", &Self::run_hints);
+        let reports = &self.reporting.deferred.bh;
+        reports.init(self, c"virtio-balloon-reports", &Self::run_reports);
+    }
+
     fn unrealize(&self) {
-        self.stop_pages();
-        self.stop_reports();
-        self.stop_hinting();
-        self.stop_polling_stats();
-        self.stats.drop_element();
+        self.memory.notifier.unregister();
+        for part in self.parts() {
+            part.unrealize(self);
+        }
+        self.memory.reset();
         self.handler.unregister();
+    }
+
+    fn handle_inflate(&self, _vq: VirtQueue<'_>) {
+        self.inflate.run(self);
+    }
+
+    fn handle_deflate(&self, _vq: VirtQueue<'_>) {
+        self.deflate.run(self);
+    }
+
+    fn handle_stats(&self, _vq: VirtQueue<'_>) {
+        self.stats.run(self);
+    }
+
+    fn handle_hints(&self, _vq: VirtQueue<'_>) {
+        self.hinting.run(self);
+    }
+
+    fn handle_reports(&self, _vq: VirtQueue<'_>) {
+        self.reporting.run(self);
+    }
+
+    fn run_inflate(&self) {
+        self.inflate.run(self);
+    }
+
+    fn run_deflate(&self) {
+        self.deflate.run(self);
+    }
+
+    fn recover_stats(&self) {
+        self.stats.recover(self);
+    }
+
+    fn run_hints(&self) {
+        self.hinting.run(self);
+    }
+
+    fn run_reports(&self) {
+        self.reporting.run(self);
+    }
+
+    fn poll_stats(&self) {
+        self.stats.poll(self);
+    }
+
+    fn block_freed(&self, block: RamBlockId) {
+        self.memory.forget(block);
+    }
+
+    fn precopy_notify(&self, reason: PrecopyNotifyReason) {
+        self.hinting.precopy_notify(self, reason);
     }
 
     fn get_features(&self, requested: u64) -> Result<u64> {
@@ -183,9 +257,10 @@ impl VirtIOBalloon {
     }
 
     fn get_config(&self, data: &mut [u8]) {
+        let registers = *self.registers.borrow();
         let config = Config {
-            num_pages: self.num_pages.get(),
-            actual: self.actual.get(),
+            num_pages: registers.num_pages,
+            actual: registers.actual,
             free_page_hint_cmd_id: self.hinting.config_cmd_id(),
             poison_val: self.poison_val.get(),
         };
@@ -195,13 +270,14 @@ impl VirtIOBalloon {
 
     fn set_config(&self, data: &[u8]) {
         let config = Config::read_from(data);
-        let old_actual = self.actual.replace(config.actual);
+        let old_actual = self.registers.borrow().actual;
+        self.registers.borrow_mut().actual = config.actual;
 
         if config.actual != old_actual {
             send_balloon_change(self.balloon_actual());
         }
         self.poison_val
-            .set(if self.has_feature(VIRTIO_BALLOON_F_PAGE_POISON) {
+            .set(if Context::has_feature(self, VIRTIO_BALLOON_F_PAGE_POISON) {
                 config.poison_val
             } else {
                 0
@@ -210,50 +286,84 @@ impl VirtIOBalloon {
     }
 
     fn reset(&self) {
-        self.reset_pages();
-        self.reset_reports();
-        self.reset_hinting();
-        self.stats.unpop_element();
+        for part in self.parts() {
+            part.reset(self);
+        }
+        self.memory.reset();
         self.poison_val.set(0);
     }
 
     /// The driver resets a single queue: what was taken from it must not be
     /// put into the new one.
     fn queue_reset(&self, queue: u32) {
-        if queue == u32::from(STATS_QUEUE) {
-            self.stats.drop_element();
+        for part in self.parts() {
+            part.queue_reset(self, queue);
         }
-        self.reset_page_queue(queue);
-        self.reset_hint_queue(queue);
-        self.reset_report_queue(queue);
     }
 
     fn set_status(&self, status: u8) {
-        if self.vm_running() {
-            let driver_ok = u32::from(status) & VIRTIO_CONFIG_S_DRIVER_OK != 0;
-            if self.incoming.replace(false) && driver_ok {
-                self.expect_pages();
-                self.expect_hints();
-                self.expect_reports();
+        let running = VirtioDeviceMethods::vm_running(&self);
+        let driver_ok = u32::from(status) & VIRTIO_CONFIG_S_DRIVER_OK != 0;
+
+        // Before the driver is ready there is nothing to go on with.
+        if driver_ok || !running {
+            for part in self.parts() {
+                part.vm_state_change(self, running);
             }
-            if driver_ok {
-                self.recover_stats();
-            }
-            self.resume_pages();
-            self.resume_hinting();
-            self.resume_reports();
-        } else {
-            self.suspend_pages();
-            self.suspend_hinting();
-            self.suspend_reports();
         }
     }
 
     fn reset_enter(&self, typ: ResetType) {
         // Statistics stay valid when the guest wakes up from suspend.
         if typ != ResetType::RESET_TYPE_WAKEUP {
-            self.stats.reset();
+            self.stats.forget();
         }
+    }
+}
+
+impl Context for VirtIOBalloon {
+    fn queue(&self, index: u16) -> Option<VirtQueue<'_>> {
+        VirtioDeviceMethods::queue(self, index)
+    }
+
+    fn vm_running(&self) -> bool {
+        VirtioDeviceMethods::vm_running(&self)
+    }
+
+    fn has_feature(&self, bit: u32) -> bool {
+        VirtioDeviceMethods::has_feature(&self, bit)
+    }
+
+    fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    fn wants_deflation(&self) -> bool {
+        let registers = self.registers.borrow();
+        registers.num_pages < registers.actual
+    }
+
+    fn poison_val(&self) -> u32 {
+        self.poison_val.get()
+    }
+
+    fn iothread(&self) -> Option<Owned<IOThread>> {
+        self.iothread.get(self)
+    }
+
+    fn notify_config(&self) {
+        VirtioDeviceMethods::notify_config(&self);
+    }
+
+    fn error(&self, msg: &str) {
+        VirtioDeviceMethods::error(&self, msg);
+    }
+
+    fn hints_processed(&self) -> Box<dyn FnOnce() + Send> {
+        // The device is passed on to the main loop, because it can only be
+        // released there.
+        let dev = self.to_owned_ref();
+        Box::new(move || main_loop_schedule_oneshot(move || dev.hinting.return_processed(&*dev)))
     }
 }
 
@@ -263,16 +373,16 @@ impl BalloonDevice for VirtIOBalloon {
         let target = target.min(ram_size);
 
         if target != 0 {
-            self.num_pages.set(target_to_pages(ram_size, target));
-            self.notify_config();
+            self.registers.borrow_mut().num_pages = target_to_pages(ram_size, target);
+            VirtioDeviceMethods::notify_config(&self);
         }
-        trace_virtio_balloon_to_target(target, self.num_pages.get());
+        trace_virtio_balloon_to_target(target, self.registers.borrow().num_pages);
     }
 
     fn balloon_actual(&self) -> u64 {
-        // The driver is free to claim that more than all memory is in the
-        // balloon; it only makes a fool of itself with the user.
-        Self::ram_size().wrapping_sub(pages_to_bytes(self.actual.get()))
+        // Wraps, like in C, if the driver claims that more than all memory is
+        // in the balloon.
+        Self::ram_size().wrapping_sub(pages_to_bytes(self.registers.borrow().actual))
     }
 }
 
@@ -282,17 +392,15 @@ impl ObjectImpl for VirtIOBalloon {
     const INSTANCE_INIT: Option<InstanceInitFn<Self>> = hwcore::instance_init!(VirtIOBalloon {
         parent: [parent_obj],
         properties: [host_features, iothread],
-        num_pages: BqlCell::new(0),
-        actual: BqlCell::new(0),
+        registers: BqlRefCell::new(Registers::default()),
         poison_val: BqlCell::new(0),
-        memory: Memory::default(),
-        inflate: PageQueue::default(),
-        deflate: PageQueue::default(),
+        memory: GuestMemory::default(),
+        inflate: PageQueue::new(Direction::Inflate),
+        deflate: PageQueue::new(Direction::Deflate),
         stats: GuestStats::default(),
         hinting: FreePageHinting::default(),
-        reports: ReportQueue::default(),
+        reporting: Reporting::default(),
         handler: BalloonHandler::new(),
-        incoming: BqlCell::new(false),
     });
     const INSTANCE_POST_INIT: Option<fn(&Self)> = Some(Self::post_init);
     const CLASS_INIT: fn(&mut Self::Class) = Self::Class::class_init::<Self>;

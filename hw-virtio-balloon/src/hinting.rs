@@ -1,395 +1,230 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! Free page hinting: migration need not send what the guest does not use.
+//! Free page hinting (virtio 1.3, section 5.5.6.5): migration need not send what
+//! the guest does not use.
 //!
-//! # Threads
-//!
-//! Passing a hint to migration waits for a lock that the migration thread holds
-//! while it sends pages, which can take tens of milliseconds.  That is why the
-//! user has to provide an I/O thread: it does the waiting, instead of the main
-//! loop with the big QEMU lock.
-//!
-//! The I/O thread does nothing else, and never takes the big QEMU lock.  It has
-//! access to [`Shared`] only: the state of hinting, and the elements that were
-//! taken from the queue.  The main loop takes the elements from the queue and
-//! returns them.  So the queue and the device are only ever accessed with the
-//! big QEMU lock taken; and a driver that places its buffers in device memory,
-//! which has to be accessed with that lock, cannot cause a deadlock.
-//!
-//! There are two locks.  [`Shared::state`] is held while an element is being
-//! processed; thus after a change of the state, which can have to wait, no
-//! hints of the previous state are still to come.  [`Shared::elements`] is
-//! only held for moments.  An element is in one of the lists of the latter
-//! whenever the former is free.
+//! The driver sends commands and hints, which go to an I/O thread; see
+//! [`hint_worker`](crate::hint_worker).
 
-use std::{
-    collections::VecDeque,
-    mem::take,
-    sync::{
-        atomic::{AtomicU32, Ordering},
-        Arc, Mutex, MutexGuard, PoisonError,
-    },
-};
+use std::sync::Arc;
 
-use ::migration::{
-    precopy::migrate_postcopy_ram, prelude::*, InvalidError, ToMigrationStateShared,
-};
+use ::migration::{precopy::migrate_postcopy_ram, prelude::*};
 use bql::prelude::*;
 use qom::prelude::*;
-use system::{main_loop_schedule_oneshot, prelude::*};
-use virtio::prelude::*;
+use system::prelude::*;
 use virtio_balloon_core::{
+    budget::Budget,
+    engine::{Host, Phase, Progress, Queue, Turn, Work},
     features::VIRTIO_BALLOON_F_FREE_PAGE_HINT,
-    hinting::{HintStatus, Hinting},
+    hinting::Hinting,
 };
 
-use crate::device::VirtIOBalloon;
+use crate::{
+    deferred::{self, Deferred, PartHost, QueuePart},
+    hint_worker::{Processed, Shared},
+    part::{Context, Part},
+};
 
-/// What the I/O thread and the main loop share
-#[derive(Debug, Default)]
-pub struct Shared {
-    state: Mutex<Hinting>,
-    elements: Mutex<Elements>,
-    /// What the driver is to see in the configuration space; a copy, so that
-    /// reading it does not have to wait.
-    config_cmd_id: AtomicU32,
-}
-
-#[derive(Debug, Default)]
-struct Elements {
-    /// To be processed by the I/O thread
-    pending: VecDeque<VirtQueueElement>,
-    /// To be returned by the main loop
-    done: Vec<Processed>,
-    /// The I/O thread has been asked to look at `pending`
-    scheduled: bool,
-}
-
-#[derive(Debug)]
-struct Processed {
-    elem: VirtQueueElement,
-    /// The driver has sent something that is too short to be a command
-    bad_command: bool,
-}
-
-/// A panic would have ended QEMU.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Shared {
-    /// Change the state, after waiting for the I/O thread to be done with what
-    /// it is currently working on.
-    fn update<R>(&self, f: impl FnOnce(&mut Hinting) -> R) -> R {
-        let mut state = lock(&self.state);
-        let result = f(&mut state);
-        self.config_cmd_id
-            .store(state.config_cmd_id(), Ordering::Relaxed);
-        result
-    }
-
-    /// Look at one element.  `hint` tells whether to pass on hints.
-    fn process(&self, state: &mut Hinting, elem: VirtQueueElement, hint: bool) -> Processed {
-        let mut bad_command = false;
-        if elem.has_out() {
-            match elem.out_reader().read_u32() {
-                Some(id) => {
-                    state.command(id);
-                    self.config_cmd_id
-                        .store(state.config_cmd_id(), Ordering::Relaxed);
-                }
-                None => bad_command = true,
-            }
-        }
-        if hint && !bad_command && state.is_hinting() {
-            elem.in_buffers().for_each(|buf| buf.range.free_page_hint());
-        }
-        Processed { elem, bad_command }
-    }
-
-    /// Process an element that is pending; returns false if there is none.
-    fn process_next(&self) -> bool {
-        let mut state = lock(&self.state);
-        let elem = {
-            let mut elements = lock(&self.elements);
-            let elem = elements.pending.pop_front();
-            elements.scheduled = elem.is_some();
-            elem
-        };
-        elem.is_some_and(|elem| {
-            let processed = self.process(&mut state, elem, true);
-            lock(&self.elements).done.push(processed);
-            true
-        })
-    }
-
-    /// Take all elements from the I/O thread.
-    fn take_all(&self) -> (Vec<Processed>, VecDeque<VirtQueueElement>) {
-        // wait for the one that it is working on
-        let _state = lock(&self.state);
-        let mut elements = lock(&self.elements);
-        (take(&mut elements.done), take(&mut elements.pending))
-    }
-}
-
-/// What is migrated of [`Shared`]
-#[derive(Debug, Default)]
-pub struct HintingMigration {
-    cmd_id: u32,
-    status: u32,
-}
-
-impl_vmstate_struct!(
-    HintingMigration,
-    VMStateDescriptionBuilder::<HintingMigration>::new()
-        .name(c"free-page-hinting")
-        .version_id(1)
-        .minimum_version_id(1)
-        .fields(vmstate_fields! {
-            vmstate_of!(HintingMigration, cmd_id),
-            vmstate_of!(HintingMigration, status),
-        })
-        .build()
-);
-
-impl ToMigrationState for Shared {
-    type Migrated = HintingMigration;
-
-    fn snapshot_migration_state(&self, target: &mut HintingMigration) -> Result<(), InvalidError> {
-        let state = self.update(|state| *state);
-        target.cmd_id = state.cmd_id();
-        target.status = state.status() as u32;
-        Ok(())
-    }
-
-    fn restore_migrated_state_mut(
-        &mut self,
-        source: HintingMigration,
-        version_id: u8,
-    ) -> Result<(), InvalidError> {
-        self.restore_migrated_state(source, version_id)
-    }
-}
-
-impl ToMigrationStateShared for Shared {
-    fn restore_migrated_state(
-        &self,
-        source: HintingMigration,
-        _version_id: u8,
-    ) -> Result<(), InvalidError> {
-        let status = HintStatus::try_from(source.status).map_err(|_| InvalidError)?;
-        self.update(|state| *state = Hinting::new(status, source.cmd_id));
-        Ok(())
-    }
-}
-
-/// The free page hinting part of the device
+/// The part of the device for hints
 #[derive(Default)]
 pub struct FreePageHinting {
     pub shared: Migratable<Arc<Shared>>,
     /// Set while the device is realized, and offers the feature
-    worker: BqlRefCell<Option<(Owned<IOThread>, u16)>>,
-    notifier: PrecopyNotifier,
-    /// Looks at the queue after the VM was started
-    resume_bh: BottomHalf,
-    /// There may be elements that the driver will not tell about again
-    pending: BqlCell<bool>,
+    iothread: BqlRefCell<Option<Owned<IOThread>>>,
+    pub deferred: Deferred<HintWork>,
+    pub notifier: PrecopyNotifier,
+}
+
+/// Elements are passed on as soon as they are popped, so there are none.
+#[derive(Default)]
+pub struct HintWork;
+
+impl QueuePart for FreePageHinting {
+    type Work = HintWork;
+
+    fn deferred(&self) -> &Deferred<HintWork> {
+        &self.deferred
+    }
+}
+
+impl Work<PartHost<'_, FreePageHinting>> for HintWork {
+    fn is_empty(&self) -> bool {
+        true
+    }
+
+    fn step(
+        &mut self,
+        host: &PartHost<'_, FreePageHinting>,
+        turn: Turn,
+        budget: &mut Budget,
+        _phase: Phase,
+    ) -> Progress {
+        // Nothing may be returned to the driver while the VM is stopped, which
+        // is checked before the turn begins.
+        let Some(elem) = host.pop() else {
+            return Progress::Idle;
+        };
+        budget.charge_element(host.buffers(&elem));
+        if turn.is_current(host) && host.part.shared.add(elem) {
+            host.part.schedule_worker(host.cx);
+        }
+        Progress::More
+    }
+
+    fn put_back(&mut self, _host: &PartHost<'_, FreePageHinting>) {}
 }
 
 impl FreePageHinting {
     /// What the driver sees in the configuration space
     pub fn config_cmd_id(&self) -> u32 {
-        self.shared.config_cmd_id.load(Ordering::Relaxed)
+        self.shared.config_cmd_id()
     }
 
-    fn queue_index(&self) -> Option<u16> {
-        self.worker.borrow().as_ref().map(|(_, queue)| *queue)
-    }
-}
-
-impl VirtIOBalloon {
-    fn hinting_negotiated(&self) -> bool {
-        self.has_feature(VIRTIO_BALLOON_F_FREE_PAGE_HINT)
-    }
-
-    fn hint_queue(&self) -> Option<VirtQueue<'_>> {
-        let index = self.hinting.queue_index()?;
-        self.queue(index)
-    }
-
-    /// The device is realized, with the given queue for hints.
-    pub fn start_hinting(&self, queue: u16) {
-        let iothread = self.iothread.get(self);
-        *self.hinting.worker.borrow_mut() = iothread.map(|iothread| (iothread, queue));
-        self.hinting.notifier.register(self, Self::precopy_notify);
-        self.hinting
-            .resume_bh
-            .init(self, c"virtio-balloon-hints", &Self::continue_hints);
-    }
-
-    /// The device is unrealized.
-    pub fn stop_hinting(&self) {
-        self.hinting.notifier.unregister();
-        self.hinting.resume_bh.delete();
-        self.hinting.shared.update(Hinting::stop);
-        drop(self.hinting.shared.take_all());
-        let worker = self.hinting.worker.borrow_mut().take();
-        drop(worker);
-    }
-
-    /// The driver sends commands or hints.
-    pub fn handle_hints(&self, vq: VirtQueue<'_>) {
-        // Nothing may be returned to the driver while the VM is stopped:
-        // resume_hinting() will come back to it.
-        if !self.vm_running() {
-            self.hinting.pending.set(true);
-            return;
-        }
-        self.hinting.pending.set(false);
-
-        let mut schedule = false;
-        while let Some(elem) = vq.pop() {
-            let mut elements = lock(&self.hinting.shared.elements);
-            elements.pending.push_back(elem);
-            schedule |= !elements.scheduled;
-            elements.scheduled = true;
-        }
-        if schedule {
-            self.schedule_worker();
+    /// The driver sends commands or hints, or there are more of them.
+    #[doc(alias = "virtio_balloon_handle_free_page_vq")]
+    pub fn run(&self, cx: &dyn Context) {
+        if cx.vm_running() {
+            deferred::run(self, cx);
+        } else {
+            // vm_state_change() will come back to it
+            self.deferred.expect();
         }
     }
 
-    fn schedule_worker(&self) {
-        let worker = self.hinting.worker.borrow();
-        if let Some((iothread, _)) = &*worker {
-            let shared = Arc::<Shared>::clone(&self.hinting.shared);
-            let dev = self.to_owned_ref();
+    fn schedule_worker(&self, cx: &dyn Context) {
+        let iothread = self.iothread.borrow();
+        if let Some(iothread) = &*iothread {
+            let shared = Arc::<Shared>::clone(&self.shared);
+            let processed = cx.hints_processed();
             iothread.schedule_oneshot(move || {
-                while shared.process_next() {}
-                // The device is passed on, because it can only be released in
-                // the main loop.
-                main_loop_schedule_oneshot(move || dev.return_processed());
+                shared.process_all();
+                processed();
             });
         }
     }
 
     /// Return the elements that the I/O thread is done with.
-    fn return_processed(&self) {
-        let done = take(&mut lock(&self.hinting.shared.elements).done);
-        self.return_elements(done);
+    pub fn return_processed(&self, cx: &dyn Context) {
+        self.return_elements(cx, self.shared.take_processed());
     }
 
-    fn return_elements(&self, elements: Vec<Processed>) {
+    fn return_elements(&self, cx: &dyn Context, elements: Vec<Processed>) {
+        let Some(host) = PartHost::new(self, cx) else {
+            return;
+        };
         if elements.is_empty() {
             return;
         }
+        let life = host.engine(|engine| engine.life());
         for Processed { elem, bad_command } in elements {
-            if bad_command {
-                self.error("received an incorrect cmd id");
+            // Each of them can cause a reset
+            if !life.is_current(&host) {
+                return;
             }
-            elem.push(0);
+            if bad_command {
+                cx.error("received an incorrect cmd id");
+            }
+            host.push(elem);
         }
-        if let Some(vq) = self.hint_queue() {
-            vq.notify();
-        }
-    }
-
-    /// The VM was stopped: return everything to the driver, since the queue and
-    /// guest memory must not change any more.  Hints are optional, so do not
-    /// wait for migration to take those that are left.
-    pub fn suspend_hinting(&self) {
-        let (mut done, pending) = self.hinting.shared.take_all();
-        let mut state = lock(&self.hinting.shared.state);
-        done.extend(
-            pending
-                .into_iter()
-                .map(|elem| self.hinting.shared.process(&mut state, elem, false)),
-        );
-        drop(state);
-        self.return_elements(done);
-    }
-
-    /// The VM is running (again).  The queue must not be used yet: an error would
-    /// be forgotten, because the device status is about to be overwritten.
-    pub fn resume_hinting(&self) {
-        if self.hinting.pending.get() && self.hinting_negotiated() {
-            self.hinting.resume_bh.schedule();
+        if life.is_current(&host) {
+            host.notify();
         }
     }
 
-    /// The VM has come from another QEMU, which may have left something in the
-    /// queue.
-    pub fn expect_hints(&self) {
-        self.hinting.pending.set(true);
+    fn request(&self, cx: &dyn Context) {
+        self.shared.update(Hinting::request);
+        cx.notify_config();
     }
 
-    fn continue_hints(&self) {
-        if let Some(vq) = self.hint_queue() {
-            self.handle_hints(vq);
+    fn stop(&self, cx: &dyn Context) {
+        if self.shared.update(Hinting::stop) {
+            cx.notify_config();
         }
     }
 
-    /// The device is reset.
-    pub fn reset_hinting(&self) {
-        self.hinting.pending.set(false);
-        self.hinting.resume_bh.cancel();
-        drop(self.hinting.shared.take_all());
-        if self.hinting_negotiated() {
-            self.free_page_stop();
+    fn done(&self, cx: &dyn Context) {
+        if self.shared.update(Hinting::done) {
+            cx.notify_config();
         }
     }
 
-    /// The driver resets a queue.
-    pub fn reset_hint_queue(&self, queue: u32) {
-        if self.hinting.queue_index().map(u32::from) == Some(queue) {
-            drop(self.hinting.shared.take_all());
+    fn withdraw(&self, cx: &dyn Context) {
+        if self.shared.update(Hinting::withdraw) {
+            cx.notify_config();
         }
     }
 
-    fn free_page_start(&self) {
-        self.hinting.shared.update(Hinting::request);
-        self.notify_config();
-    }
-
-    fn free_page_stop(&self) {
-        if self.hinting.shared.update(Hinting::stop) {
-            self.notify_config();
-        }
-    }
-
-    fn free_page_done(&self) {
-        if self.hinting.shared.update(Hinting::done) {
-            self.notify_config();
-        }
-    }
-
-    fn precopy_notify(&self, reason: PrecopyNotifyReason) {
+    /// Migration has reached a certain point.
+    #[doc(alias = "virtio_balloon_free_page_hint_notify")]
+    pub fn precopy_notify(&self, cx: &dyn Context, reason: PrecopyNotifyReason) {
         // Hints are optional for migration, too.
-        if !self.hinting_negotiated() {
-            return;
-        }
-
+        //
         // Pages that were hinted are not migrated.  If the guest uses them on
         // the destination of a postcopy migration, it requests them from the
         // source, and is stuck until migration is over.  Therefore do not even
         // start if postcopy is possible.
-        if migrate_postcopy_ram() {
+        if !cx.has_feature(VIRTIO_BALLOON_F_FREE_PAGE_HINT) || migrate_postcopy_ram() {
+            // A driver can withdraw the feature in a round.  That must not
+            // outlast migration, which frees what hints refer to.
+            self.withdraw(cx);
             return;
         }
 
         match reason {
-            PrecopyNotifyReason::BeforeBitmapSync => self.free_page_stop(),
-            PrecopyNotifyReason::AfterBitmapSync if self.vm_running() => self.free_page_start(),
+            PrecopyNotifyReason::BeforeBitmapSync => self.stop(cx),
+            PrecopyNotifyReason::AfterBitmapSync if cx.vm_running() => self.request(cx),
             // Before the device state is migrated, so that the guest reuses the
             // pages as soon as it runs on the destination; likewise if
             // migration has failed or was canceled.
-            PrecopyNotifyReason::AfterBitmapSync | PrecopyNotifyReason::Cleanup => {
-                self.free_page_done();
-            }
+            PrecopyNotifyReason::AfterBitmapSync | PrecopyNotifyReason::Cleanup => self.done(cx),
             PrecopyNotifyReason::Setup | PrecopyNotifyReason::Complete => {}
             PrecopyNotifyReason::Unknown(reason) => {
-                self.error(&format!("{}: {reason} reason unknown", module_path!()));
+                cx.error(&format!("unknown reason {reason} of a precopy notifier"));
             }
         }
+    }
+}
+
+impl Part for FreePageHinting {
+    fn realize(&self, cx: &dyn Context, queue: u16) {
+        *self.iothread.borrow_mut() = cx.iothread();
+        self.deferred.realize(queue);
+    }
+
+    fn unrealize(&self, _cx: &dyn Context) {
+        self.notifier.unregister();
+        self.shared.update(Hinting::stop);
+        self.shared.drop_all();
+        self.deferred.unrealize();
+        let iothread = self.iothread.borrow_mut().take();
+        drop(iothread);
+    }
+
+    fn reset(&self, cx: &dyn Context) {
+        self.deferred.reset();
+        self.shared.drop_all();
+        if cx.has_feature(VIRTIO_BALLOON_F_FREE_PAGE_HINT) {
+            self.stop(cx);
+        } else {
+            self.withdraw(cx);
+        }
+    }
+
+    fn queue_reset(&self, _cx: &dyn Context, queue: u32) {
+        if self.deferred.is_for(queue) {
+            self.deferred.reset();
+            self.shared.drop_all();
+        }
+    }
+
+    fn vm_state_change(&self, cx: &dyn Context, running: bool) {
+        if !running {
+            self.return_elements(cx, self.shared.finish_all());
+        }
+        deferred::vm_state_change(self, cx, running);
+    }
+
+    fn post_load(&self) {
+        self.deferred.expect();
     }
 }

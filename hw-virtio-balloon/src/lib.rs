@@ -14,12 +14,14 @@
 
 use std::ffi::CStr;
 
+mod deferred;
 mod device;
-mod discard;
 mod events;
+mod guest_memory;
+mod hint_worker;
 mod hinting;
-mod inflate;
-mod migration;
+mod page_queue;
+mod part;
 mod reporting;
 mod stats;
 

@@ -18,40 +18,38 @@ use virtio_balloon_core::{
     stats::{check_poll_interval, Stats},
 };
 
-use crate::device::{VirtIOBalloon, STATS_QUEUE};
+use crate::part::{Context, Part};
 
-/// What the device knows about the guest's memory
+/// The part of the device for statistics
 #[derive(Default)]
 pub struct GuestStats {
+    /// Index of the queue
+    index: BqlCell<u16>,
     latest: BqlRefCell<Stats>,
     /// The buffer that is to be returned to get new statistics
     element: BqlRefCell<Option<VirtQueueElement>>,
     /// In seconds; 0 if statistics are not polled
     poll_interval: BqlCell<u32>,
     /// Only armed while statistics are polled
-    timer: Timer,
+    pub timer: Timer,
+    /// The VM was migrated, and the buffer was not taken over yet
+    incoming: BqlCell<bool>,
+    /// Takes over the buffer
+    pub bh: BottomHalf,
 }
 
 impl GuestStats {
     /// Forget all statistics.
-    pub fn reset(&self) {
+    pub fn forget(&self) {
         *self.latest.borrow_mut() = Stats::default();
+    }
+
+    fn queue<'a>(&self, cx: &'a dyn Context) -> Option<VirtQueue<'a>> {
+        cx.queue(self.index.get())
     }
 
     fn take_element(&self) -> Option<VirtQueueElement> {
         self.element.borrow_mut().take()
-    }
-
-    /// Release the buffer without telling the driver.
-    pub fn drop_element(&self) {
-        drop(self.take_element());
-    }
-
-    /// Put the buffer back into the queue.
-    pub fn unpop_element(&self) {
-        if let Some(elem) = self.take_element() {
-            elem.unpop();
-        }
     }
 
     fn set_timer(&self, seconds: u32) {
@@ -60,40 +58,32 @@ impl GuestStats {
     }
 
     /// Poll again after the configured interval, if polling is enabled.
-    pub fn rearm_timer(&self) {
+    fn rearm_timer(&self) {
         let interval = self.poll_interval.get();
         if interval > 0 {
             self.set_timer(interval);
         }
     }
-}
-
-/// The next pair of tag and value.  A driver may pad the last one.
-fn read_stat(reader: &mut OutReader<'_>) -> Option<(u16, u64)> {
-    Some((reader.read_u16()?, reader.read_u64()?))
-}
-
-impl VirtIOBalloon {
-    /// The device was created; nothing is polled yet.
-    pub fn init_stats(&self) {
-        Timer::init_embedded(self, CLOCK_VIRTUAL, Timer::MS, Self::poll_stats, |dev| {
-            &dev.stats.timer
-        });
-    }
 
     /// The driver has sent statistics.
-    pub fn handle_stats(&self, vq: VirtQueue<'_>) {
+    #[doc(alias = "virtio_balloon_receive_stats")]
+    pub fn run(&self, cx: &dyn Context) {
+        if let Some(vq) = self.queue(cx) {
+            self.receive(&vq);
+        }
+    }
+
+    fn receive(&self, vq: &VirtQueue<'_>) {
         if let Some(elem) = vq.pop() {
             let now = SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |t| t.as_secs() as i64);
             let mut reader = elem.out_reader();
-            self.stats
-                .latest
+            self.latest
                 .borrow_mut()
                 .update(std::iter::from_fn(|| read_stat(&mut reader)), now);
 
-            let old = self.stats.element.borrow_mut().replace(elem);
+            let old = self.element.borrow_mut().replace(elem);
             if let Some(old) = old {
                 // A driver that follows the specification does not send a
                 // second buffer before it gets back the first.
@@ -101,42 +91,48 @@ impl VirtIOBalloon {
                 vq.notify();
             }
         }
-        self.stats.rearm_timer();
+        self.rearm_timer();
     }
 
-    /// After migration the source's buffer is still in flight, according to
-    /// the state of the queue, but the device does not have it: get it again.
-    pub fn recover_stats(&self) {
-        let lost = self.stats.element.borrow().is_none();
-        if let Some(vq) = self.queue(STATS_QUEUE) {
+    /// After migration the source's buffer is still in flight, according to the
+    /// state of the queue, but the device does not have it.  The queue only
+    /// tells how many there are, and there is at most this one: go back by one
+    /// element, and take it again.
+    pub fn recover(&self, cx: &dyn Context) {
+        let lost = self.incoming.replace(false) && self.element.borrow().is_none();
+        if let Some(vq) = self.queue(cx) {
             if lost && vq.rewind(1) {
-                self.handle_stats(vq);
+                self.receive(&vq);
             }
         }
     }
 
-    fn poll_stats(&self) {
-        if self.has_feature(VIRTIO_BALLOON_F_STATS_VQ) {
-            if let Some(elem) = self.stats.take_element() {
+    /// The time has come for new statistics.
+    #[doc(alias = "balloon_stats_poll_cb")]
+    pub fn poll(&self, cx: &dyn Context) {
+        if cx.has_feature(VIRTIO_BALLOON_F_STATS_VQ) {
+            if let Some(elem) = self.take_element() {
                 elem.push(0);
-                if let Some(vq) = self.queue(STATS_QUEUE) {
+                if let Some(vq) = self.queue(cx) {
                     vq.notify();
                 }
-                // handle_stats() arms the timer when the driver has answered
+                // receive() arms the timer when the driver has answered
                 return;
             }
         }
-        self.stats.rearm_timer();
+        self.rearm_timer();
     }
 
     /// Disable polling.
-    pub fn stop_polling_stats(&self) {
-        self.stats.timer.delete();
-        self.stats.poll_interval.set(0);
+    fn stop_polling(&self) {
+        self.timer.delete();
+        self.poll_interval.set(0);
     }
 
+    /// Getter of the `guest-stats` property
+    #[doc(alias = "balloon_stats_get_all")]
     pub fn get_stats(&self, v: &Visitor, name: &CStr) -> Result<()> {
-        let mut stats = *self.stats.latest.borrow();
+        let mut stats = *self.latest.borrow();
         v.visit_struct(name, |v| {
             v.visit_int(c"last-update", &mut stats.last_update)?;
             v.visit_struct(c"stats", |v| {
@@ -147,27 +143,74 @@ impl VirtIOBalloon {
         })
     }
 
+    /// Getter of the `guest-stats-polling-interval` property
     pub fn get_poll_interval(&self, v: &Visitor, name: &CStr) -> Result<()> {
-        v.visit_int(name, &mut self.stats.poll_interval.get().into())
+        v.visit_int(name, &mut self.poll_interval.get().into())
     }
 
+    /// Setter of the `guest-stats-polling-interval` property
+    #[doc(alias = "balloon_stats_set_poll_interval")]
     pub fn set_poll_interval(&self, v: &Visitor, name: &CStr) -> Result<()> {
         let mut value = 0;
         v.visit_int(name, &mut value)?;
         let value = check_poll_interval(value).map_err(Error::msg)?;
-        let old = self.stats.poll_interval.get();
+        let old = self.poll_interval.get();
 
         if value == old {
             return Ok(());
         }
         if value == 0 {
-            self.stop_polling_stats();
+            self.stop_polling();
             return Ok(());
         }
 
-        self.stats.poll_interval.set(value);
+        self.poll_interval.set(value);
         // Start with an immediate request.
-        self.stats.set_timer(if old == 0 { 0 } else { value });
+        self.set_timer(if old == 0 { 0 } else { value });
         Ok(())
+    }
+}
+
+/// The next pair of tag and value.  A driver may pad the last one.
+fn read_stat(reader: &mut OutReader<'_>) -> Option<(u16, u64)> {
+    Some((reader.read_u16()?, reader.read_u64()?))
+}
+
+impl Part for GuestStats {
+    fn realize(&self, _cx: &dyn Context, queue: u16) {
+        self.index.set(queue);
+        self.forget();
+    }
+
+    fn unrealize(&self, _cx: &dyn Context) {
+        self.bh.delete();
+        self.stop_polling();
+        drop(self.take_element());
+    }
+
+    fn reset(&self, _cx: &dyn Context) {
+        self.incoming.set(false);
+        if let Some(elem) = self.take_element() {
+            elem.unpop();
+        }
+    }
+
+    fn queue_reset(&self, _cx: &dyn Context, queue: u32) {
+        if queue == u32::from(self.index.get()) {
+            drop(self.take_element());
+        }
+    }
+
+    fn vm_state_change(&self, _cx: &dyn Context, running: bool) {
+        if running && self.incoming.get() {
+            self.bh.schedule();
+        } else {
+            self.bh.cancel();
+        }
+    }
+
+    fn post_load(&self) {
+        self.rearm_timer();
+        self.incoming.set(true);
     }
 }

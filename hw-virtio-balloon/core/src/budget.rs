@@ -61,9 +61,13 @@ impl Budget {
         self.pfns = self.pfns.saturating_sub(pfns);
     }
 
-    /// A range was looked up, of which `bytes` are to be discarded.
-    pub fn charge_range(&mut self, bytes: u64) {
+    /// A range was looked up.
+    pub fn charge_range(&mut self) {
         self.ranges = self.ranges.saturating_sub(1);
+    }
+
+    /// Memory is going to be discarded.
+    pub fn charge_bytes(&mut self, bytes: u64) {
         self.bytes = self.bytes.saturating_sub(bytes);
     }
 }
@@ -85,9 +89,9 @@ mod tests {
         assert_eq!(spent(&|b| b.charge_element(usize::MAX)), (true, false));
         assert_eq!(spent(&|b| b.charge_pfns(32767)), (false, false));
         assert_eq!(spent(&|b| b.charge_pfns(usize::MAX)), (true, false));
-        assert_eq!(spent(&|b| b.charge_range((16 << 20) - 1)), (false, false));
-        assert_eq!(spent(&|b| b.charge_range(u64::MAX)), (true, true));
-        let ranges = |n| spent(&|b| (0..n).for_each(|_| b.charge_range(0)));
+        assert_eq!(spent(&|b| b.charge_bytes((16 << 20) - 1)), (false, false));
+        assert_eq!(spent(&|b| b.charge_bytes(u64::MAX)), (true, true));
+        let ranges = |n| spent(&|b| (0..n).for_each(|_| b.charge_range()));
         assert_eq!(ranges(1023), (false, false));
         assert_eq!(ranges(1024), (true, true));
         assert_eq!(ranges(1025), (true, true));

@@ -53,7 +53,7 @@ pub trait Queue {
 /// concerned
 pub trait Host: Queue + Sized {
     /// What is done with the elements of the queue
-    type Work: Work<Self>;
+    type Work: Default;
 
     /// Call `f` with the engine.  `f` does not call anything else.
     fn engine<R>(&self, f: impl FnOnce(&mut Engine<Self::Work>) -> R) -> R;
@@ -74,7 +74,7 @@ pub trait Host: Queue + Sized {
 }
 
 /// Elements that were taken from a queue, and how far the device is with them
-pub trait Work<H: Host<Work = Self>>: Default {
+pub trait Work<H> {
     /// Whether there is no element
     fn is_empty(&self) -> bool;
 
@@ -104,7 +104,7 @@ pub enum Progress {
     Idle,
 }
 
-/// Identifies a turn.
+/// Identifies a turn, or rather the life of the queue in which it began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Turn {
     epoch: u32,
@@ -143,6 +143,11 @@ pub struct Engine<W> {
 }
 
 impl<W: Default> Engine<W> {
+    /// To find out later whether the queue was reset in the meantime
+    pub const fn life(&self) -> Turn {
+        Turn { epoch: self.epoch }
+    }
+
     /// Begin a turn, unless there is one.
     fn begin(&mut self) -> Option<(Turn, W)> {
         if let State::Active { again } = &mut self.state {
@@ -204,7 +209,11 @@ impl<W: Default> Engine<W> {
 
 /// Work on the queue: the driver has notified it, or a bottom half runs because
 /// of [`Host::schedule`].
-pub fn run<H: Host>(host: &H) {
+pub fn run<H>(host: &H)
+where
+    H: Host,
+    H::Work: Work<H>,
+{
     let Some((turn, mut work)) = host.engine(Engine::begin) else {
         return;
     };
@@ -226,7 +235,11 @@ pub fn run<H: Host>(host: &H) {
 }
 
 /// End a turn.  If the VM is stopped, nothing stays in flight.
-fn end<H: Host>(host: &H, turn: Turn, mut work: H::Work, mut more: bool) {
+fn end<H>(host: &H, turn: Turn, mut work: H::Work, mut more: bool)
+where
+    H: Host,
+    H::Work: Work<H>,
+{
     if !host.vm_running() && turn.is_current(host) && !work.is_empty() {
         let mut budget = host.budget();
         // Without a transport that notifies the queues when the VM starts, the
@@ -249,7 +262,11 @@ fn end<H: Host>(host: &H, turn: Turn, mut work: H::Work, mut more: bool) {
 }
 
 /// The VM was stopped, and will perhaps be migrated: nothing may be in flight.
-pub fn vm_stopped<H: Host>(host: &H) {
+pub fn vm_stopped<H>(host: &H)
+where
+    H: Host,
+    H::Work: Work<H>,
+{
     host.cancel();
     if host.engine(|engine| engine.work.is_empty()) {
         // Either nothing is in flight, or a turn is active, which will see that

@@ -108,6 +108,12 @@ impl Hinting {
         self.set_status(HintStatus::Done)
     }
 
+    /// The driver does not want to hint anymore, or migration does not want
+    /// hints: end the round, if there is one.  Returns whether there was.
+    pub fn withdraw(&mut self) -> bool {
+        matches!(self.status, HintStatus::Requested | HintStatus::Start) && self.stop()
+    }
+
     fn set_status(&mut self, status: HintStatus) -> bool {
         std::mem::replace(&mut self.status, status) != status
     }
@@ -183,6 +189,18 @@ mod tests {
                 h.command(id);
                 assert_eq!(h.status(), status);
             }
+        }
+    }
+
+    #[test]
+    fn withdraw_in_each_state() {
+        for n in 0..4 {
+            let status = HintStatus::try_from(n).unwrap();
+            let in_round = matches!(status, HintStatus::Requested | HintStatus::Start);
+            let mut h = Hinting::new(status, CMD_ID_MIN);
+            assert_eq!(h.withdraw(), in_round);
+            let expected = if in_round { HintStatus::Stop } else { status };
+            assert_eq!(h.status(), expected);
         }
     }
 

@@ -6,6 +6,8 @@
 //! PFNs become runs, which are discarded as a whole, and only then the elements
 //! are returned, in the order in which they came.
 
+use std::ops::Add;
+
 use crate::{
     budget::Budget,
     engine::{Host, Phase, Progress, Queue, Turn, Work},
@@ -22,6 +24,17 @@ pub struct Tally {
     pub bad: u64,
 }
 
+impl Add for Tally {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            ram: self.ram + other.ram,
+            bad: self.bad + other.bad,
+        }
+    }
+}
+
 /// Discards pages, or populates those that leave the balloon
 pub trait PageSink {
     /// Add a run of pages, and charge the budget for the ranges of guest memory
@@ -34,7 +47,7 @@ pub trait PageSink {
 }
 
 /// The inflate queue or the deflate queue
-pub trait PageQueue: Queue {
+pub trait PageHost: Queue {
     /// See [`PageSink`]
     type Sink<'a>: PageSink
     where
@@ -91,9 +104,9 @@ impl<E> Default for PageWork<E> {
 
 impl<E> PageWork<E> {
     /// Read the PFNs of an element from a position on.
-    fn add<Q>(&mut self, host: &Q, elem: E, position: usize, budget: &mut Budget)
+    fn add<H>(&mut self, host: &H, elem: E, position: usize, budget: &mut Budget)
     where
-        Q: PageQueue<Element = E>,
+        H: PageHost<Element = E>,
     {
         let before = self.runs.pfns();
         let next = host.read_pfns(&elem, position, budget.pfns, &mut self.runs);
@@ -108,7 +121,7 @@ impl<E> PageWork<E> {
     /// Take elements from the queue, as many as there is budget for.
     fn collect<H>(&mut self, host: &H, turn: Turn, budget: &mut Budget)
     where
-        H: PageQueue<Element = E> + Host<Work = Self>,
+        H: PageHost<Element = E> + Host<Work = Self>,
     {
         if let Some((elem, position)) = self.unfinished.take() {
             self.add(host, elem, position, budget);
@@ -133,7 +146,7 @@ impl<E> PageWork<E> {
     }
 
     /// Discard runs, as far as the budget allows.  Returns whether all are done.
-    fn discard<Q: PageQueue>(&mut self, host: &Q, budget: &mut Budget) -> bool {
+    fn discard<H: PageHost>(&mut self, host: &H, budget: &mut Budget) -> bool {
         let mut sink = host.sink();
 
         while let Some(run) = self.runs.as_slice().get(self.next) {
@@ -145,9 +158,7 @@ impl<E> PageWork<E> {
             let pages = (budget.bytes / BALLOON_PAGE_SIZE).clamp(1, u32::MAX.into()) as u32;
             let last = run.last.min(first.saturating_add(pages - 1));
 
-            let tally = sink.add(Run { first, last }, budget);
-            self.tally.ram += tally.ram;
-            self.tally.bad += tally.bad;
+            self.tally = self.tally + sink.add(Run { first, last }, budget);
             if last == run.last {
                 self.next += 1;
                 self.done = 0;
@@ -162,7 +173,7 @@ impl<E> PageWork<E> {
     /// Return the elements of which all pages are done.
     fn complete<H>(&mut self, host: &H, turn: Turn)
     where
-        H: PageQueue<Element = E> + Host<Work = Self>,
+        H: PageHost<Element = E> + Host<Work = Self>,
     {
         self.runs.clear();
         self.next = 0;
@@ -186,7 +197,7 @@ impl<E> PageWork<E> {
 
 impl<E, H> Work<H> for PageWork<E>
 where
-    H: PageQueue<Element = E> + Host<Work = Self>,
+    H: PageHost<Element = E> + Host<Work = Self>,
 {
     fn is_empty(&self) -> bool {
         self.complete.is_empty() && self.unfinished.is_none()

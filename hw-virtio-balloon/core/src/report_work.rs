@@ -10,40 +10,38 @@ use crate::{
     engine::{Host, Phase, Progress, Queue, Turn, Work},
 };
 
-/// Discards what is reported
-pub trait ReportSink<E> {
-    /// What can be discarded of a buffer; `None` if it is not the start of whole
-    /// host pages of RAM.
-    fn range(&mut self, elem: &E, buffer: usize) -> Option<ReportedRange>;
-
-    /// Add a part of a buffer for which there is a [`range`](Self::range).
-    /// `offset` and `len` are in bytes, and multiples of the host page size.
-    /// Nothing may have happened to it before [`flush`](Self::flush).
-    fn add(&mut self, elem: &E, buffer: usize, offset: u64, len: u64);
-
-    /// Discard what was added.
-    fn flush(&mut self);
-}
-
-/// See [`ReportSink::range`]
+/// What can be discarded of a buffer: all or nothing
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReportedRange {
-    /// Size of the buffer in bytes
+    /// Size of the buffer in bytes; a multiple of `page_size`
     pub len: u64,
     /// Size in bytes of the host pages; a power of two
     pub page_size: u64,
 }
 
-/// The queue for reports
-pub trait ReportQueue: Queue {
-    /// See [`ReportSink`]
-    type Sink<'a>: ReportSink<Self::Element>
-    where
-        Self: 'a;
+/// A part of a buffer for which there is a [`ReportedRange`]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Which buffer of the element
+    pub buffer: usize,
+    /// In bytes, from the start of the buffer
+    pub offset: u64,
+    /// In bytes
+    pub len: u64,
+}
 
-    /// Begin to discard reported pages.  `None` if they must not be discarded at
-    /// the moment.
-    fn sink(&self) -> Option<Self::Sink<'_>>;
+/// The queue for reports
+pub trait ReportHost: Queue {
+    /// Whether reported pages may be discarded at the moment
+    fn may_discard(&self) -> bool;
+
+    /// What can be discarded of a buffer; `None` if it does not consist of whole
+    /// host pages of RAM.
+    fn range(&self, elem: &Self::Element, buffer: usize) -> Option<ReportedRange>;
+
+    /// Discard parts of buffers, of which offsets and lengths are multiples of
+    /// the host page size.
+    fn discard(&self, elem: &Self::Element, parts: &[Part]);
 }
 
 /// The element that is being worked on
@@ -69,25 +67,34 @@ impl<E> Default for ReportWork<E> {
 impl<E> ReportWork<E> {
     /// Discard buffers, as far as the budget allows.  Returns whether all are
     /// done.
-    fn discard<Q>(&mut self, host: &Q, budget: &mut Budget) -> bool
+    fn discard<H>(&mut self, host: &H, budget: &mut Budget) -> bool
     where
-        Q: ReportQueue<Element = E>,
+        H: ReportHost<Element = E>,
     {
-        let (Some(elem), Some(mut sink)) = (&self.current, host.sink()) else {
+        let Some(elem) = &self.current else {
             return true;
         };
+        if !host.may_discard() {
+            return true;
+        }
         let buffers = host.buffers(elem);
+        let mut parts = Vec::new();
 
         while self.buffer < buffers && !budget.is_discard_spent() {
-            let range = sink.range(elem, self.buffer);
+            let range = host.range(elem, self.buffer);
             let (len, page_size) = range.map_or((0, 1), |r| (r.len, r.page_size));
             let left = len.saturating_sub(self.done);
             // of whole host pages, at least one
             let part = (budget.bytes & !(page_size - 1)).max(page_size).min(left);
 
-            budget.charge_range(part);
+            budget.charge_range();
+            budget.charge_bytes(part);
             if part > 0 {
-                sink.add(elem, self.buffer, self.done, part);
+                parts.push(Part {
+                    buffer: self.buffer,
+                    offset: self.done,
+                    len: part,
+                });
             }
             if part == left {
                 self.buffer += 1;
@@ -96,14 +103,16 @@ impl<E> ReportWork<E> {
                 self.done += part;
             }
         }
-        sink.flush();
+        if !parts.is_empty() {
+            host.discard(elem, &parts);
+        }
         self.buffer >= buffers
     }
 }
 
 impl<E, H> Work<H> for ReportWork<E>
 where
-    H: ReportQueue<Element = E> + Host<Work = Self>,
+    H: ReportHost<Element = E> + Host<Work = Self>,
 {
     fn is_empty(&self) -> bool {
         self.current.is_none()

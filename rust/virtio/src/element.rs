@@ -103,17 +103,37 @@ impl VirtQueueElement {
     /// The buffers that the device may write, in the order of the descriptors
     pub fn in_buffers(&self) -> impl Iterator<Item = InBuffer<'_>> {
         let raw = self.raw();
-        (0..raw.in_num as usize).map(|i| {
-            // SAFETY: virtqueue_pop() has allocated in_num elements in both
-            // arrays, and has mapped the buffers; see out_reader()
-            unsafe {
-                let iov = *raw.in_sg.add(i);
-                InBuffer {
-                    addr: *raw.in_addr.add(i),
-                    range: HostRange::new(iov.iov_base, iov.iov_len),
-                }
+        // SAFETY: the index is less than the number of buffers
+        (0..raw.in_num as usize).map(|i| unsafe { self.in_buffer_unchecked(i) })
+    }
+
+    /// One of the [`in_buffers`](Self::in_buffers)
+    pub fn in_buffer(&self, index: usize) -> Option<InBuffer<'_>> {
+        // SAFETY: the index is less than the number of buffers
+        (index < self.raw().in_num as usize).then(|| unsafe { self.in_buffer_unchecked(index) })
+    }
+
+    /// # Safety
+    ///
+    /// `index` must be less than the number of buffers that the device may
+    /// write.
+    const unsafe fn in_buffer_unchecked(&self, index: usize) -> InBuffer<'_> {
+        let raw = self.raw();
+        // SAFETY: virtqueue_pop() has allocated in_num elements in both arrays,
+        // and has mapped the buffers; see out_reader()
+        unsafe {
+            let iov = *raw.in_sg.add(index);
+            InBuffer {
+                addr: *raw.in_addr.add(index),
+                range: HostRange::new(iov.iov_base, iov.iov_len),
             }
-        })
+        }
+    }
+
+    /// The number of buffers, for either direction
+    pub fn buffers(&self) -> usize {
+        // each is at most 1024
+        (self.raw().out_num + self.raw().in_num) as usize
     }
 
     /// Return the element to the driver, after having written the first `len`

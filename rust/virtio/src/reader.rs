@@ -112,6 +112,11 @@ impl OutReader<'_> {
         self.position
     }
 
+    /// Whether everything was read
+    pub const fn is_at_end(&self) -> bool {
+        self.start == self.end && self.count == 0
+    }
+
     /// Skip bytes, for example those that were read earlier with another
     /// reader.  Nothing is left if there are not as many.
     #[must_use]

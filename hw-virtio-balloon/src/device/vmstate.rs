@@ -2,27 +2,50 @@
 
 //! Migration format; the same as that of the C implementation
 
-use migration::{prelude::*, Infallible};
+use ::migration::{prelude::*, Infallible};
 use virtio::prelude::*;
 use virtio_balloon_core::features::{
     VIRTIO_BALLOON_F_FREE_PAGE_HINT, VIRTIO_BALLOON_F_PAGE_POISON,
 };
 
-use crate::device::VirtIOBalloon;
+use super::VirtIOBalloon;
+
+/// What is migrated of the configuration space
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Registers {
+    /// How many pages the user wants to be in the balloon
+    pub num_pages: u32,
+    /// How many pages are in the balloon, according to the driver
+    pub actual: u32,
+}
+
+impl_vmstate_struct!(
+    Registers,
+    VMStateDescriptionBuilder::<Registers>::new()
+        .name(c"virtio-balloon-registers")
+        .version_id(1)
+        .minimum_version_id(1)
+        .fields(vmstate_fields! {
+            vmstate_of!(Registers, num_pages),
+            vmstate_of!(Registers, actual),
+        })
+        .build()
+);
 
 impl VirtIOBalloon {
     fn post_load(&self, _version_id: u8) -> Result<(), Infallible> {
-        self.stats.rearm_timer();
-        self.incoming.set(true);
+        for part in self.parts() {
+            part.post_load();
+        }
         Ok(())
     }
 
     fn hinting_needed(&self) -> bool {
-        self.has_feature(VIRTIO_BALLOON_F_FREE_PAGE_HINT)
+        VirtioDeviceMethods::has_feature(&self, VIRTIO_BALLOON_F_FREE_PAGE_HINT)
     }
 
     fn page_poison_needed(&self) -> bool {
-        self.has_feature(VIRTIO_BALLOON_F_PAGE_POISON)
+        VirtioDeviceMethods::has_feature(&self, VIRTIO_BALLOON_F_PAGE_POISON)
     }
 }
 
@@ -56,8 +79,7 @@ pub const VMSTATE_BALLOON: VMStateDescription<VirtIOBalloon> =
         .minimum_version_id(1)
         .post_load(&VirtIOBalloon::post_load)
         .fields(vmstate_fields! {
-            vmstate_of!(VirtIOBalloon, num_pages),
-            vmstate_of!(VirtIOBalloon, actual),
+            vmstate_of!(VirtIOBalloon, registers),
         })
         .subsections(vmstate_subsections!(
             VMSTATE_FREE_PAGE_HINT,

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! What the parts use to work on a queue in turns
+//!
+//! This connects `virtio_balloon_core::engine` with QEMU: the virtqueue, and a
+//! bottom half that runs the next turn.
+
+use bql::prelude::*;
+use virtio::{bindings::VIRTIO_F_IN_ORDER, prelude::*};
+use virtio_balloon_core::engine::{self, Engine, Host, Queue, Work};
+
+use crate::part::Context;
+
+/// The state of a part that works on a queue; `W` are the elements in flight.
+#[derive(Default)]
+pub struct Deferred<W> {
+    /// Index of the queue, while the device is realized
+    index: BqlCell<Option<u16>>,
+    engine: BqlRefCell<Engine<W>>,
+    /// Runs the next turn
+    pub bh: BottomHalf,
+}
+
+/// A part that works on a queue
+pub trait QueuePart: Sized {
+    /// See [`Deferred`]
+    type Work: Default;
+
+    fn deferred(&self) -> &Deferred<Self::Work>;
+}
+
+/// A part, together with what it needs to work
+pub struct PartHost<'a, P> {
+    pub part: &'a P,
+    pub cx: &'a dyn Context,
+    vq: VirtQueue<'a>,
+}
+
+impl<'a, P: QueuePart> PartHost<'a, P> {
+    /// `None` if there is no queue.
+    pub fn new(part: &'a P, cx: &'a dyn Context) -> Option<Self> {
+        let vq = cx.queue(part.deferred().index.get()?)?;
+        Some(Self { part, cx, vq })
+    }
+}
+
+impl<P: QueuePart> Queue for PartHost<'_, P> {
+    type Element = VirtQueueElement;
+
+    fn capacity(&self) -> usize {
+        let size = self.vq.size();
+        // With a full ring, virtqueue_ordered_fill() cannot tell the first
+        // element from the last.
+        if self.cx.has_feature(VIRTIO_F_IN_ORDER) {
+            size.saturating_sub(1).max(1)
+        } else {
+            size
+        }
+    }
+
+    fn pop(&self) -> Option<VirtQueueElement> {
+        self.vq.pop()
+    }
+
+    fn buffers(&self, elem: &VirtQueueElement) -> usize {
+        elem.buffers()
+    }
+
+    fn push(&self, elem: VirtQueueElement) {
+        elem.push(0);
+    }
+
+    fn unpop(&self, elem: VirtQueueElement) {
+        elem.unpop();
+    }
+
+    fn notify(&self) {
+        self.vq.notify();
+    }
+}
+
+impl<P: QueuePart> Host for PartHost<'_, P> {
+    type Work = P::Work;
+
+    fn engine<R>(&self, f: impl FnOnce(&mut Engine<P::Work>) -> R) -> R {
+        f(&mut self.part.deferred().engine.borrow_mut())
+    }
+
+    fn vm_running(&self) -> bool {
+        self.cx.vm_running()
+    }
+
+    fn schedule(&self) {
+        self.part.deferred().bh.schedule();
+    }
+
+    fn cancel(&self) {
+        self.part.deferred().bh.cancel();
+    }
+}
+
+impl<W: Default> Deferred<W> {
+    pub fn realize(&self, queue: u16) {
+        self.index.set(Some(queue));
+    }
+
+    pub fn unrealize(&self) {
+        self.bh.delete();
+        self.reset();
+        self.index.set(None);
+    }
+
+    /// The queue is reset: drop what is in flight.
+    pub fn reset(&self) {
+        self.bh.cancel();
+        // Not dropped while the cell is borrowed
+        let work = self.engine.borrow_mut().invalidate();
+        drop(work);
+    }
+
+    /// Whether this is for the queue with an index.
+    pub fn is_for(&self, queue: u32) -> bool {
+        self.index.get().map(u32::from) == Some(queue)
+    }
+
+    /// There may be elements that nobody will notify the device of.
+    pub fn expect(&self) {
+        self.engine.borrow_mut().expect();
+    }
+}
+
+/// Work on the queue of a part: the driver has notified it, or the bottom half
+/// runs.
+pub fn run<'a, P>(part: &'a P, cx: &'a dyn Context)
+where
+    P: QueuePart,
+    P::Work: Work<PartHost<'a, P>>,
+{
+    if let Some(host) = PartHost::new(part, cx) {
+        engine::run(&host);
+    }
+}
+
+/// See [`Part::vm_state_change`](crate::part::Part::vm_state_change)
+pub fn vm_state_change<'a, P>(part: &'a P, cx: &'a dyn Context, running: bool)
+where
+    P: QueuePart,
+    P::Work: Work<PartHost<'a, P>>,
+{
+    if let Some(host) = PartHost::new(part, cx) {
+        if running {
+            engine::vm_started(&host);
+        } else {
+            engine::vm_stopped(&host);
+        }
+    }
+}

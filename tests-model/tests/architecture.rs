@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! What docs/architecture.md says of the modules of the device
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// No file is longer than about this.
+const MAX_LINES: usize = 500;
+
+fn device() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../hw-virtio-balloon")
+}
+
+/// All source files below a directory, with their paths relative to it
+fn sources(dir: &Path) -> BTreeMap<String, String> {
+    let mut sources = BTreeMap::new();
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(next) = dirs.pop() {
+        for entry in fs::read_dir(next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else if path.is_file() && path.extension().is_some_and(|e| e == "rs") {
+                let name = path.strip_prefix(dir).unwrap().display().to_string();
+                sources.insert(name, fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    assert!(!sources.is_empty());
+    sources
+}
+
+/// The module that a file is, or is a part of
+fn module(file: &str) -> &str {
+    file.split('/').next().unwrap().trim_end_matches(".rs")
+}
+
+/// What each module imports from others of the crate.  Only the code counts, not
+/// the comments.
+fn imports(sources: &BTreeMap<String, String>) -> BTreeMap<&str, BTreeSet<&str>> {
+    let modules: BTreeSet<&str> = sources.keys().map(|file| module(file)).collect();
+    let mut imports: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for (file, text) in sources {
+        let code: String = text
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("//"))
+            .collect::<Vec<_>>()
+            .join(" ");
+        // crate::a, and each of crate::{a::.., b::..}
+        for part in code.split("crate::").skip(1) {
+            let list = part.split(';').next().unwrap();
+            let words = list.split(|c: char| !c.is_alphanumeric() && c != '_');
+            let n = if list.starts_with('{') { usize::MAX } else { 1 };
+            let used = words.take(n).filter_map(|word| modules.get(word));
+            let me = module(file);
+            imports
+                .entry(me)
+                .or_default()
+                .extend(used.filter(|used| **used != me));
+        }
+    }
+    imports
+}
+
+#[test]
+fn imports_go_one_way() {
+    for dir in ["src", "core/src"] {
+        let sources = sources(&device().join(dir));
+        let mut left = imports(&sources);
+        // Remove what imports nothing that is left, until nothing is left
+        while !left.is_empty() {
+            let modules: BTreeSet<&str> = left.keys().copied().collect();
+            left.retain(|_, used| used.iter().any(|m| modules.contains(m)));
+            assert!(left.len() < modules.len(), "these form a circle: {left:?}");
+        }
+    }
+}
+
+#[test]
+fn only_the_device_knows_its_type() {
+    for (file, text) in sources(&device().join("src")) {
+        assert!(
+            module(&file) == "device" || !text.contains("VirtIOBalloon"),
+            "{file} names the type of the device"
+        );
+    }
+}
+
+#[test]
+fn no_file_is_too_long() {
+    for dir in [
+        "hw-virtio-balloon",
+        "rust",
+        "xtask/src",
+        "difftest/src",
+        "qtest-client",
+        "bench",
+    ] {
+        let dir = device().join("..").join(dir);
+        for (file, text) in sources(&dir) {
+            let lines = text.lines().count();
+            // about: the limit, and a tenth
+            assert!(lines <= MAX_LINES * 11 / 10, "{file} has {lines} lines");
+        }
+    }
+}
+
+#[test]
+fn a_circle_is_found() {
+    let of = |files: &[(&str, &str)]| {
+        let sources = files.iter().map(|(a, b)| ((*a).into(), (*b).into()));
+        let sources: BTreeMap<String, String> = sources.collect();
+        imports(&sources)
+            .into_iter()
+            .map(|(a, b)| format!("{a}: {b:?}"))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        of(&[
+            ("a.rs", "use crate::{\n b::B,\n c::C,\n};\n// crate::d"),
+            ("b.rs", "use crate::a::b;"),
+            ("c.rs", "pub use crate::C; use super::a;"),
+            ("d/e.rs", "use crate::d::D; fn f() { crate::c::f(); }"),
+        ]),
+        [r#"a: {"b", "c"}"#, r#"b: {"a"}"#, "c: {}", r#"d: {"c"}"#]
+    );
+}
