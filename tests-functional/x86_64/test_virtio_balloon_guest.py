@@ -487,5 +487,57 @@ class VirtioBalloonHotplug(BalloonLinuxTest):
         self.require_feature(F_FREE_PAGE_HINT, 'free page hinting')
 
 
+class VirtioBalloonReplay(BalloonLinuxTest):
+    '''A recorded execution can be replayed.'''
+
+    # Memory returns to the host in several turns.  Nothing is typed, because
+    # the console of the tests is not recorded.
+    SCRIPT = ('dd if=/dev/zero of=/dev/null bs=200M count=1 2>/dev/null;'
+              ' sleep 6; echo Script is over; dmesg | tail -n 1; poweroff -f')
+
+    def run_recorded(self, mode):
+        '''Record or replay; return the console and the counters.'''
+        vm = self.get_vm(name=mode)
+        vm.set_machine('pc')
+        vm.set_console()
+        log = os.path.join(self.workdir, 'replay.bin')
+        # hpet=off: with -icount, QEMU's HPET in Rust panics when the guest
+        # enables legacy replacement
+        vm.add_args('-machine', 'hpet=off',
+                    '-icount', f'shift=7,rr={mode},rrfile={log}',
+                    '-m', str(self.RAM // MIB),
+                    '-kernel', self.kernel, '-initrd', self.initrd,
+                    '-append', f'{CMDLINE} RUN="{self.SCRIPT}"',
+                    '-device', 'virtio-balloon-pci,id=balloon0'
+                    ',free-page-reporting=on',
+                    '-net', 'none', '-no-shutdown')
+        vm.launch()
+        console = b''
+        while b'Power down\r\n' not in console:
+            vm.console_socket.settimeout(self.timeout)
+            data = vm.console_socket.recv(4096)
+            self.assertTrue(data, f'QEMU has closed the console: {console}')
+            console += data
+        counters = None
+        if os.getenv('BALLOON_DEVICE') != 'c':
+            self.assertIsNotNone(
+                vm.event_wait('STOP', timeout=self.timeout))
+            counters = vm.cmd('qom-get', path=self.BALLOON,
+                              property='balloon-counters')
+        vm.shutdown()
+        return console, counters
+
+    def test_replay(self):
+        '''It is the same for the guest and for the host.'''
+        self.require_accelerator('tcg')
+        recorded, counters = self.run_recorded('record')
+        self.assertIn(b'Script is over', recorded)
+        if counters:
+            # more than what fits into a turn
+            self.assertGreater(counters['bytes-discarded'], 100 * MIB)
+            self.assertGreater(counters['discard-calls'], 6)
+        self.assertEqual(self.run_recorded('replay'), (recorded, counters))
+
+
 if __name__ == '__main__':
     BalloonLinuxTest.main()

@@ -44,6 +44,9 @@ done
 echo 1 > /proc/sys/vm/overcommit_memory
 export PS1='guest# '
 echo Guest is ready
+# For guests that nobody types anything into: RUN=\"commands\" on the kernel's
+# command line
+eval \"$RUN\"
 exec setsid cttyhack sh
 ";
 
