@@ -20,6 +20,7 @@ use std::{
 use anyhow::{ensure, Context, Result};
 use clap::Parser;
 use plotters::prelude::*;
+use qtest_client::rng::Rng;
 use serde::Serialize;
 
 use crate::ring::{Driver, DEFLATE, ELEMENT, ELEMENTS, INFLATE, PAGE, REGION, REGION_SIZE};
@@ -135,28 +136,10 @@ fn spread(values: &[f64]) -> f64 {
     50.0 * (max - min) / median(values)
 }
 
-/// Random numbers that are always the same: xorshift
-struct Rng(u64);
-
-impl Rng {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        ((self.0 >> 32) % n as u64) as usize
-    }
-
-    fn shuffle<T>(&mut self, list: &mut [T]) {
-        for i in (1..list.len()).rev() {
-            list.swap(i, self.below(i + 1));
-        }
-    }
-}
-
 /// The PFNs of a full ring, relative to the region
 fn pfns(order: &str) -> Vec<u32> {
     let n = PAGES as u32;
-    let mut rng = Rng(1);
+    let mut rng = Rng::new(1);
     match order {
         "descending" => (0..n).rev().collect(),
         "ascending" => (0..n).collect(),
@@ -297,9 +280,9 @@ fn bench_reporting(cli: &Cli, rows: &mut Rows) -> Result<()> {
 fn monitor_latency(binary: &Path) -> Result<Duration> {
     let mut driver = Driver::start(binary, &[], "")?;
     driver.touch()?;
-    let mut rng = Rng(3);
-    let first = (REGION / PAGE) as usize;
-    let pages = (REGION_SIZE / PAGE) as usize;
+    let mut rng = Rng::new(3);
+    let first = REGION / PAGE;
+    let pages = REGION_SIZE / PAGE;
     let part: Vec<u8> = (0..1 << 18)
         .flat_map(|_| ((first + rng.below(pages)) as u32).to_le_bytes())
         .collect();
@@ -368,8 +351,8 @@ fn table(rows: &Rows) -> String {
     let mut text = String::new();
     let _ = writeln!(
         text,
-        "| case | C ns/page | Rust ns/page | limit ns/page | C/Rust | target | Rust/limit |\n\
-         |---|---|---|---|---|---|---|"
+        "| case | C ns/page | Rust ns/page | limit ns/page | C/Rust | target | Rust/limit \
+         |\n|---|---|---|---|---|---|---|"
     );
     for (name, row) in rows {
         let (c, rust, limit) = (median(&row.c), median(&row.rust), median(&row.limit));
@@ -497,7 +480,10 @@ fn main() -> Result<()> {
     if "latency".contains(&cli.only) {
         let ms = |d: Duration| d.as_secs_f64() * 1000.0;
         let (c, rust) = (ms(monitor_latency(&cli.a)?), ms(monitor_latency(&cli.b)?));
-        println!("worst latency of the monitor, hostile element: C {c:.0} ms (or more, if 10 s), Rust {rust:.1} ms (target: 20)");
+        println!(
+            "worst latency of the monitor, hostile element: C {c:.0} ms (or more, if 10 s), Rust \
+             {rust:.1} ms (target: 20)"
+        );
         latency = Some([c, rust]);
     }
     let mut huge = None;

@@ -2,6 +2,7 @@
 
 //! Generates random operations
 
+use qtest_client::rng::Rng;
 use serde_json::{json, Value};
 
 use crate::{
@@ -10,7 +11,6 @@ use crate::{
         WINDOW, WINDOW_PAGES,
     },
     op::{Config, Mode, Op, Seg},
-    rng::Rng,
 };
 
 const PATH: &str = "/machine/peripheral/balloon";
@@ -99,7 +99,7 @@ impl<'a> Generator<'a> {
                     }
                 }
             }
-            5 => features &= self.rng.next(),
+            5 => features &= self.rng.next_u64(),
             6 => features |= 1 << self.rng.below(42),
             _ => {}
         }
@@ -219,7 +219,7 @@ impl<'a> Generator<'a> {
             940..=949 => self.status(),
             950..=954 => {
                 let sel = self.rng.below(3) as u32;
-                let mut value = self.rng.next() as u32 & !0x6;
+                let mut value = self.rng.next_u64() as u32 & !0x6;
                 if sel == 0 {
                     // see NAMED_DIFFERENCES, batch-notification
                     let same = (F_NOTIFY_ON_EMPTY | F_EVENT_IDX) as u32;
@@ -368,7 +368,7 @@ impl<'a> Generator<'a> {
             1 => self.rng.below(RAM_SIZE / PAGE),
             2 => self.rng.pick(&[RAM_SIZE / PAGE, RAM_SIZE / PAGE + 1, 1]),
             3 => u64::from(u32::MAX),
-            4 => self.rng.next(),
+            4 => self.rng.next_u64(),
             _ => 0xa5a5_a5a5,
         };
         let width = self.rng.pick(&[4, 4, 4, 1, 2, 8]);
@@ -403,7 +403,7 @@ impl<'a> Generator<'a> {
                 0x8000_0000,
                 0x10_0000,
             ]),
-            1 => self.rng.next() as u32,
+            1 => self.rng.next_u64() as u32,
             // RAM that is not used for anything else
             2 => self.rng.range(window + WINDOW_PAGES, RAM_SIZE / PAGE) as u32,
             _ => (window + self.rng.below(WINDOW_PAGES)) as u32,
@@ -527,7 +527,7 @@ impl<'a> Generator<'a> {
         let mut data = Vec::new();
         for _ in 0..n {
             let tag = match self.rng.below(10) {
-                0 => self.rng.next() as u16,
+                0 => self.rng.next_u64() as u16,
                 1 => 16,
                 _ => self.rng.below(16) as u16,
             };

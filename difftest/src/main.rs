@@ -7,7 +7,6 @@ mod driver;
 mod exec;
 mod gen;
 mod op;
-mod rng;
 mod shrink;
 
 use std::{
@@ -19,12 +18,12 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use qtest_client::rng::Rng;
 
 use crate::{
     exec::{Effects, Lockstep, Setup, BATCH, NAMED_DIFFERENCES},
     gen::Generator,
     op::{from_text, to_text, Config, Op},
-    rng::Rng,
 };
 
 /// Operations after which QEMU is started again, with other options

@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{anyhow, bail, ensure, Context, Error, Result};
+use qtest_client::hex;
 
 use crate::driver::{F_HINT, F_VERSION_1};
 
@@ -353,21 +354,6 @@ impl Op {
     }
 }
 
-fn hex(data: &[u8]) -> String {
-    data.iter().fold(String::new(), |mut s, byte| {
-        let _ = write!(s, "{byte:02x}");
-        s
-    })
-}
-
-fn unhex(s: &str) -> Result<Vec<u8>> {
-    ensure!(s.len() % 2 == 0 && s.is_ascii(), "odd hex: {s}");
-    (0..s.len())
-        .step_by(2)
-        .map(|i| u8::from_str_radix(&s[i..i + 2], 16).context("bad hex"))
-        .collect()
-}
-
 fn number(s: &str) -> Result<u64> {
     match s.strip_prefix("0x") {
         Some(digits) => u64::from_str_radix(digits, 16),
@@ -379,7 +365,7 @@ fn number(s: &str) -> Result<u64> {
 impl Display for Seg {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Data(data) => write!(f, "data:{}", hex(data)),
+            Self::Data(data) => write!(f, "data:{}", hex::encode(data)),
             Self::Out { addr, len } => write!(f, "out:{addr:#x}+{len}"),
             Self::In { addr, len } => write!(f, "in:{addr:#x}+{len}"),
         }
@@ -392,7 +378,7 @@ impl FromStr for Seg {
     fn from_str(s: &str) -> Result<Self> {
         let (typ, rest) = s.split_once(':').context("bad segment")?;
         if typ == "data" {
-            return Ok(Self::Data(unhex(rest)?));
+            return Ok(Self::Data(hex::decode(rest)?));
         }
         let (addr, len) = rest.split_once('+').context("bad segment")?;
         let (addr, len) = (number(addr)?, number(len)?.try_into()?);
@@ -607,8 +593,10 @@ pub fn from_text(text: &str) -> Result<(Config, Vec<Op>)> {
 
 #[cfg(test)]
 mod tests {
+    use qtest_client::rng::Rng;
+
     use super::*;
-    use crate::{gen::Generator, rng::Rng};
+    use crate::gen::Generator;
 
     #[test]
     fn roundtrip() {
