@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::differences::NAMED_DIFFERENCES;
+use crate::differences::{Difference, Uses};
 
 /// What happened
 #[derive(Debug, Clone, Default)]
@@ -32,13 +32,19 @@ pub struct Effects {
     /// Migrations that both destinations have refused
     pub refused: u64,
     /// Uses of named differences
-    pub named: BTreeMap<&'static str, u64>,
+    pub named: Uses,
 }
 
 impl Effects {
     /// Count the use of a named difference.
-    pub fn name(&mut self, name: &'static str) {
-        debug_assert!(NAMED_DIFFERENCES.iter().any(|diff| diff.name == name));
-        *self.named.entry(name).or_default() += 1;
+    pub fn name(&mut self, difference: Difference) {
+        *self.named.entry(difference).or_default() += 1;
+    }
+
+    /// Count more uses of named differences.
+    pub fn add_uses(&mut self, uses: Uses) {
+        for (difference, count) in uses {
+            *self.named.entry(difference).or_default() += count;
+        }
     }
 }

@@ -24,7 +24,6 @@ use clap::Parser;
 use qtest_client::rng::Rng;
 
 use crate::{
-    differences::NAMED_DIFFERENCES,
     exec::Setup,
     op::{from_text, to_text, Op},
     search::{Failure, Totals},
@@ -102,10 +101,7 @@ fn announce(failure: &Failure, totals: &Totals, args: &Args) -> Result<()> {
 fn main() -> Result<ExitCode> {
     let args = Args::parse();
     if args.list_named {
-        for diff in NAMED_DIFFERENCES {
-            println!("{}\n  C: {}\n  Rust: {}", diff.name, diff.c, diff.rust);
-            println!("  Here: {}", diff.treatment);
-        }
+        print!("{}", differences::describe_all());
         return Ok(ExitCode::SUCCESS);
     }
     let setup = Setup {

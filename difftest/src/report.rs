@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::{
-    differences::NAMED_DIFFERENCES,
+    differences::describe_uses,
     op::to_text,
     search::{Failure, Totals},
     Args,
@@ -52,23 +52,14 @@ pub fn summary(totals: &Totals, origin: &str, different: bool, elapsed: Duration
         e.qmp_errors,
         events.join(", ")
     );
-    // If it was not used for long, something may have changed.
-    let unused: Vec<_> = NAMED_DIFFERENCES
-        .iter()
-        .filter(|diff| diff.is_tolerated() && !e.named.contains_key(diff.name))
-        .map(|diff| diff.name)
-        .collect();
-    if !unused.is_empty() {
-        println!("tolerated, but not seen: {}", unused.join(", "));
-    }
-    let named: Vec<_> = e.named.iter().map(|(k, v)| format!("{k}: {v}")).collect();
+    print!("named differences:\n{}", describe_uses(&e.named));
     let secs = elapsed.as_secs_f64();
     eprintln!(
         "{secs:.1} s, {:.0} operations per second",
         totals.ops as f64 / secs
     );
     println!(
-        "{} operations ({} kinds, {} episodes, {origin}): {}; named: {}",
+        "{} operations ({} kinds, {} episodes, {origin}): {}",
         totals.ops,
         totals.kinds.len(),
         totals.episodes,
@@ -76,7 +67,6 @@ pub fn summary(totals: &Totals, origin: &str, different: bool, elapsed: Duration
             "1 difference"
         } else {
             "0 differences"
-        },
-        named.join(", ")
+        }
     );
 }

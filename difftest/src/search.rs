@@ -115,6 +115,7 @@ pub fn random(
                         break;
                     }
                 }
+                totals.effects.add_uses(gen.take_avoided());
                 totals.ops += (history.len() - first) as u64;
                 if let Some((at, what)) = pair.run(&history[first..], &mut totals.effects) {
                     history.truncate(first + at + 1);

@@ -13,7 +13,7 @@ use qtest_client::{Qemu, TIMEOUT};
 use serde_json::{json, Value};
 
 use super::{io_threads, start_both, Lockstep};
-use crate::effects::Effects;
+use crate::{differences::Difference, effects::Effects};
 
 fn migrate_command(command: &str, path: &Path) -> String {
     let mut arguments = json!({ "uri": format!("file:{}", path.display()) });
@@ -45,6 +45,7 @@ impl Lockstep {
         effects: &mut Effects,
     ) -> Result<bool> {
         if self.hint_blocked || self.bad_pages && self.both_broken()? {
+            effects.name(Difference::ResumeAfterMigration);
             return Ok(false);
         }
         for qemu in &mut self.qemu {

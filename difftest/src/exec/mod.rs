@@ -17,6 +17,7 @@ use self::{
     tolerate::{is_bad_page_element, may_discard},
 };
 use crate::{
+    differences::Difference,
     driver::{reg, Driver, Script, PAGE, WINDOW},
     effects::Effects,
     op::{Config, Op, Seg},
@@ -217,7 +218,7 @@ impl Lockstep {
             let moved = *op == Op::Migrate && self.migrate(&mut list, effects)?;
             self.migrated |= moved;
             if moved || self.migrated && *op == Op::Cont {
-                // see NAMED_DIFFERENCES, resume-after-migration
+                effects.name(Difference::ResumeAfterMigration);
                 for (driver, script) in self.driver.iter().zip(&mut scripts) {
                     for q in 0..driver.num_queues {
                         if self.hint_queue != Some(q as usize) {

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde_json::{json, Value};
 
 use super::Lockstep;
-use crate::{effects::Effects, op::Op};
+use crate::{differences::Difference, effects::Effects, op::Op};
 
 fn mask_times(value: &mut Value) -> bool {
     match value["return"].get_mut("last-update") {
@@ -51,7 +51,7 @@ impl Lockstep {
         }
         effects.stats += u64::from(masked);
         if different && answers[0] == answers[1] {
-            effects.name("last-update");
+            effects.name(Difference::LastUpdate);
         }
         if answers[0] != answers[1]
             && matches!(answers[0]["return"]["queue-index"].as_u64(), Some(0 | 1))
@@ -61,11 +61,10 @@ impl Lockstep {
                 answer["return"]["signalled-used-valid"] = Value::Null;
             }
             if answers[0] == answers[1] {
-                effects.name("batch-notification");
+                effects.name(Difference::BatchNotification);
             }
         }
         if answers[0] != answers[1] && self.bad_pages && self.both_broken()? {
-            // see NAMED_DIFFERENCES, error-in-batch
             for name in [
                 "used-idx",
                 "inuse",
@@ -76,7 +75,7 @@ impl Lockstep {
                     answer["return"][name] = Value::Null;
                 }
             }
-            effects.name("error-in-batch");
+            effects.name(Difference::ErrorInBatch);
         }
         if answers[0] != answers[1] {
             list.push(format!("QMP: A: {}\n     B: {}", answers[0], answers[1]));

@@ -14,6 +14,7 @@ use super::{
     Lockstep,
 };
 use crate::{
+    differences::Difference,
     driver::{reg, Script, F_HINT},
     effects::Effects,
     op::{Mode, Op, Seg},
@@ -89,14 +90,14 @@ impl Lockstep {
         *obs = self.observe_idle(window)?;
         if obs[0].isr == obs[1].isr | 1 && obs[0].isr != obs[1].isr && self.compare(obs).len() == 1
         {
-            effects.name("hint-interrupt");
+            effects.name(Difference::HintInterrupt);
             self.acknowledge(obs)?;
         }
         if let Some(q) = self.hint_queue {
             if obs[0].used[q] != obs[1].used[q]
                 && ring_entries(&obs[0].used[q]) == ring_entries(&obs[1].used[q])
             {
-                effects.name("hint-notification");
+                effects.name(Difference::HintNotification);
             }
         }
         Ok(())
@@ -182,7 +183,7 @@ impl Lockstep {
         }
         let caught_up = self.compare(obs).is_empty();
         if caught_up {
-            effects.name("turns");
+            effects.name(Difference::Turns);
         }
         Ok(caught_up)
     }
@@ -211,7 +212,7 @@ impl Lockstep {
             if !self.bad_pages || a == b || !self.both_broken()? {
                 continue;
             }
-            effects.name("error-in-batch");
+            effects.name(Difference::ErrorInBatch);
             // From here on they are the same
             let hex = a.trim_start_matches("OK ").to_owned();
             let mut script = Script::default();

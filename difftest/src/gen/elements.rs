@@ -4,6 +4,7 @@
 
 use super::Generator;
 use crate::{
+    differences::Difference,
     driver::{F_HINT, F_INDIRECT, PAGE, RAM_SIZE, WINDOW, WINDOW_PAGES},
     op::{Mode, Op, Seg},
 };
@@ -98,9 +99,12 @@ impl Generator<'_> {
             2 => Mode::Cross,
             _ => Mode::Direct,
         };
-        // see NAMED_DIFFERENCES, error-in-batch and bounce-buffers
+        // see Difference::ErrorInBatch and BounceBuffers
         let foreign = q < 2 && !segs.iter().all(in_ram);
         self.foreign |= foreign;
+        if foreign {
+            self.avoid(Difference::BounceBuffers);
+        }
         let alone = Some(q) == self.hint_queue() || foreign;
         let kick = alone || self.rng.percent(92);
         Op::Elem {
@@ -211,25 +215,37 @@ impl Generator<'_> {
         self.element(q, segs)
     }
 
-    pub(super) fn can_hint(&self) -> bool {
-        // see NAMED_DIFFERENCES, hint-not-negotiated and hint-on-arrival
-        self.features & F_HINT != 0 && self.initialized && !self.arrived_stopped
+    /// Why there must not be anything for the queue for hints at the moment
+    pub(super) fn obstacle_to_hints(&self) -> Option<Difference> {
+        if self.features & F_HINT == 0 || !self.initialized {
+            Some(Difference::HintNotNegotiated)
+        } else if self.arrived_stopped {
+            Some(Difference::HintOnArrival)
+        } else {
+            None
+        }
     }
 
     pub(super) fn hint_element(&mut self) -> Op {
         let Some(q) = self.hint_queue() else {
             return self.stats_element();
         };
-        if !self.can_hint() {
+        if let Some(difference) = self.obstacle_to_hints() {
+            self.avoid(difference);
             return self.balloon_element(0);
         }
         let mut segs = Vec::new();
         if self.rng.percent(60) {
-            let len = if self.rng.percent(8) && self.running {
-                self.broken = true;
-                self.rng.range(1, 3)
-            } else {
-                4
+            let len = match (self.rng.percent(8), self.running) {
+                (true, true) => {
+                    self.broken = true;
+                    self.rng.range(1, 3)
+                }
+                (true, false) => {
+                    self.avoid(Difference::HintErrorOnResume);
+                    4
+                }
+                (false, _) => 4,
             };
             let id = self
                 .rng
@@ -248,15 +264,22 @@ impl Generator<'_> {
 
     pub(super) fn bad_element(&mut self) -> Op {
         let mut q = self.queue_index();
-        // see NAMED_DIFFERENCES, hint-error-on-resume
-        if Some(q) == self.hint_queue() && !(self.can_hint() && self.running) {
-            q = 0;
+        if Some(q) == self.hint_queue() {
+            let stopped = (!self.running).then_some(Difference::HintErrorOnResume);
+            if let Some(difference) = self.obstacle_to_hints().or(stopped) {
+                self.avoid(difference);
+                q = 0;
+            }
         }
         let hint = Some(q) == self.hint_queue();
         let mut mode = self.rng.pick(&Mode::bad());
-        // Makes descriptors available that were used before; see
-        // NAMED_DIFFERENCES, hint-jump and bounce-buffers
+        // It makes descriptors available that were used before.
         if mode == Mode::Jump && (hint || self.foreign) {
+            self.avoid(if hint {
+                Difference::HintJump
+            } else {
+                Difference::BounceBuffers
+            });
             mode = Mode::BadHead;
         }
         let mut segs = vec![Seg::Data((WINDOW as u32 >> 12).to_le_bytes().to_vec())];
@@ -269,10 +292,14 @@ impl Generator<'_> {
                 },
             );
         }
-        if self.rng.percent(30) && !hint {
+        if self.rng.percent(30) {
             let seg = self.raw_segment();
             let foreign = q < 2 && !in_ram(&seg);
-            if mode != Mode::Jump || !foreign {
+            if hint {
+                self.avoid(Difference::HintMmio);
+            } else if mode == Mode::Jump && foreign {
+                self.avoid(Difference::BounceBuffers);
+            } else {
                 self.foreign |= foreign;
                 segs.push(seg);
             }

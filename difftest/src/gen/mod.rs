@@ -9,6 +9,7 @@ mod transport;
 use qtest_client::rng::Rng;
 
 use crate::{
+    differences::{Difference, Uses},
     driver::{F_EVENT_IDX, F_NOTIFY_ON_EMPTY},
     op::{Config, Op},
 };
@@ -30,6 +31,8 @@ pub struct Generator<'a> {
     stopped_for: u32,
     /// The VM was stopped when it was migrated, and did not run since
     arrived_stopped: bool,
+    /// Operations that were replaced because of a named difference
+    avoided: Uses,
 }
 
 impl<'a> Generator<'a> {
@@ -46,6 +49,7 @@ impl<'a> Generator<'a> {
             running: true,
             stopped_for: 0,
             arrived_stopped: false,
+            avoided: Uses::new(),
         }
     }
 
@@ -66,6 +70,16 @@ impl<'a> Generator<'a> {
         self.broken = false;
         self.initialized = false;
         self.stopped_for = 0;
+    }
+
+    /// Count that something else is done because of a difference.
+    fn avoid(&mut self, difference: Difference) {
+        *self.avoided.entry(difference).or_default() += 1;
+    }
+
+    /// The differences that were avoided since the last call
+    pub fn take_avoided(&mut self) -> Uses {
+        std::mem::take(&mut self.avoided)
     }
 
     /// How many operations an episode has
@@ -179,7 +193,7 @@ impl<'a> Generator<'a> {
                 let sel = self.rng.below(3) as u32;
                 let mut value = self.rng.next_u64() as u32 & !0x6;
                 if sel == 0 {
-                    // see NAMED_DIFFERENCES, batch-notification
+                    // see Difference::BatchNotification
                     let same = (F_NOTIFY_ON_EMPTY | F_EVENT_IDX) as u32;
                     value = value & !same | self.features as u32 & same;
                     // The legacy interface accepts that at any time.

@@ -56,9 +56,11 @@ impl Generator<'_> {
             self.rng
                 .pick(&[5, 6, 63, 64, 1023, 1024, 0x1_0000, u32::MAX])
         };
-        if self.hint_queue() == Some(value & 0xffff) && !self.can_hint() {
-            // see NAMED_DIFFERENCES, hint-not-negotiated
-            value = 2;
+        if self.hint_queue() == Some(value & 0xffff) {
+            if let Some(difference) = self.obstacle_to_hints() {
+                self.avoid(difference);
+                value = 2;
+            }
         }
         Op::Kick { value }
     }
