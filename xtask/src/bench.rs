@@ -8,7 +8,7 @@ use anyhow::{ensure, Context, Result};
 use serde_json::Value;
 use xshell::{cmd, Shell};
 
-use crate::{build::build_both, env::Env, guest, source::RunQuiet};
+use crate::{build::build_both, env::Env, guest, run::RunQuiet};
 
 /// Huge pages of 2 MiB that the benchmark needs
 const HUGE_PAGES: u64 = 700;
@@ -19,8 +19,8 @@ pub struct HugePages(Option<u64>);
 const NR_HUGEPAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
 
 impl HugePages {
-    /// Have at least `count` huge pages.  It takes root; tests that need them are
-    /// skipped otherwise.
+    /// Have at least `count` huge pages.  It takes root; tests that need them
+    /// are skipped otherwise.
     pub fn reserve(env: &Env, count: u64) -> Self {
         let read = || fs::read_to_string(NR_HUGEPAGES).ok()?.trim().parse().ok();
         let Some(before) = read().filter(|n: &u64| *n < count) else {

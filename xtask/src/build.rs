@@ -179,8 +179,8 @@ impl Build {
         Self::configured(env, &env.cache, source, device, target)
     }
 
-    /// Configure a source tree, unless that was done before.  The build is below
-    /// `root`.
+    /// Configure a source tree, unless that was done before.  The build is
+    /// below `root`.
     ///
     /// # Errors
     ///
@@ -267,8 +267,8 @@ impl Build {
         args
     }
 
-    /// What the build directory was configured with, so that it is made again if
-    /// that changes: meson would keep the old tools and options.
+    /// What the build directory was configured with, so that it is made again
+    /// if that changes: meson would keep the old tools and options.
     fn stamp(&self, args: &[String]) -> String {
         let tools = [self.tools.bin.as_os_str(), self.tools.venv.as_os_str()];
         let parts: Vec<_> = tools

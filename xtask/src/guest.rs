@@ -18,7 +18,7 @@ use crate::{
     apt,
     build::{Build, Device, Target},
     env::{remove, sha256_of, Env},
-    source::RunQuiet,
+    run::RunQuiet,
     version::KERNELS,
 };
 
@@ -311,9 +311,9 @@ kernel/drivers/virtio/virtio.ko:
 kernel/drivers/virtio/virtio_ring.ko:
 kernel/drivers/virtio/virtio-pci-legacy.ko: kernel/drivers/virtio/virtio.ko
 kernel/drivers/virtio/virtio_pci.ko: kernel/drivers/virtio/virtio-pci-legacy.ko \
-kernel/drivers/virtio/virtio.ko kernel/drivers/virtio/virtio_ring.ko
+                       kernel/drivers/virtio/virtio.ko kernel/drivers/virtio/virtio_ring.ko
 kernel/drivers/virtio/virtio_balloon.ko.xz: kernel/drivers/virtio/virtio.ko \
-kernel/drivers/virtio/virtio_ring.ko
+                       kernel/drivers/virtio/virtio_ring.ko
 ";
 
     fn names(builtin: &str, wanted: &[&str]) -> Vec<String> {

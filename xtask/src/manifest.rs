@@ -6,13 +6,13 @@
 //! A manifest has a line for each file: eight hexadecimal digits of the
 //! SHA-256 of its content, a letter (`f`, `x` if it is executable, `l` if it is
 //! a symbolic link) and its path.  That makes it small, and suffices to name a
-//! file that differs, but not to tell that no file was tampered with.  A hash of
-//! the whole does that: the SHA-256 of such lines with all 64 digits, sorted,
-//! which stands in `version.rs`.
+//! file that differs, but not to tell that no file was tampered with.  A hash
+//! of the whole does that: the SHA-256 of such lines with all 64 digits,
+//! sorted, which stands in `version.rs`.
 //!
 //! Git submodules (the sources of firmware, and of the containers of upstream's
-//! CI) are left out: no build of ours uses them, a clone does not have them, and
-//! they are two thirds of the files.
+//! CI) are left out: no build of ours uses them, a clone does not have them,
+//! and they are two thirds of the files.
 
 use std::{
     collections::BTreeMap,
@@ -132,7 +132,8 @@ fn verify(dir: &Path, manifest: &str, tree_sha256: &str) -> Result<()> {
     Ok(())
 }
 
-/// Check that a tree has all files of the pinned tarball, with the same content.
+/// Check that a tree has all files of the pinned tarball, with the same
+/// content.
 ///
 /// # Errors
 ///
