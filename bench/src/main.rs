@@ -41,6 +41,9 @@ struct Cli {
     /// Draw a chart, as SVG
     #[arg(long)]
     chart: Option<PathBuf>,
+    /// Do not show progress
+    #[arg(short, long)]
+    quiet: bool,
     /// Only cases whose name contains this
     #[arg(long, default_value = "")]
     only: String,

@@ -57,7 +57,9 @@ pub fn bench_rings(cli: &Cli, backing: Backing, rows: &mut Rows) -> Result<()> {
                 if !name("inflate").contains(&cli.only) && !name("deflate").contains(&cli.only) {
                     continue;
                 }
-                eprintln!("{}/{}: {}", rep + 1, cli.reps, name("inflate, deflate"));
+                if !cli.quiet {
+                    eprintln!("{}/{}: {}", rep + 1, cli.reps, name("inflate, deflate"));
+                }
                 let list = pfns(order);
                 for (i, binary) in binaries.iter().enumerate() {
                     let mut driver = start(binary, backing)?;

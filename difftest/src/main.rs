@@ -61,6 +61,10 @@ struct Args {
     #[arg(long)]
     kinds: bool,
 
+    /// Do not show progress
+    #[arg(short, long)]
+    quiet: bool,
+
     /// Print the differences that are intended, and exit
     #[arg(long)]
     list_named: bool,
@@ -110,7 +114,10 @@ fn main() -> Result<ExitCode> {
         b_args: args.b_arg.clone(),
         inject_fault: args.inject_fault,
     };
-    let mut totals = Totals::default();
+    let mut totals = Totals {
+        quiet: args.quiet,
+        ..Totals::default()
+    };
     let start = Instant::now();
     let (origin, failure, elapsed) = if let Some(path) = &args.replay {
         let text = std::fs::read_to_string(path)

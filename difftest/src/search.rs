@@ -22,9 +22,14 @@ use crate::{
 /// Operations after which QEMU is started again, with other options
 const OPS_PER_START: u64 = 2000;
 
+/// How often to tell the progress
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(30);
+
 /// Counts for the summary
 #[derive(Debug, Default)]
 pub struct Totals {
+    /// Do not show progress
+    pub quiet: bool,
     pub ops: u64,
     pub episodes: u64,
     pub kinds: BTreeMap<String, u64>,
@@ -128,9 +133,13 @@ pub fn random(
                 }
             }
         }
-        if start.elapsed() - progress > Duration::from_secs(30) {
+        if !totals.quiet && start.elapsed() - progress > PROGRESS_INTERVAL {
             progress = start.elapsed();
-            eprintln!("{} operations in {} s", totals.ops, progress.as_secs());
+            eprintln!(
+                "{} of {ops} operations in {} s",
+                totals.ops,
+                progress.as_secs()
+            );
         }
     }
     Ok(None)

@@ -17,17 +17,18 @@
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
-    fs::{self, File},
+    fs,
     os::unix::{ffi::OsStrExt, fs::PermissionsExt},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
 };
 
 use anyhow::{bail, ensure, Context, Result};
 use walkdir::WalkDir;
+use xshell::{cmd, Shell};
 
 use crate::{
-    env::{hash_bytes, remove, sha256, Env},
+    env::{hash_bytes, sha256, Env},
+    run::RunQuiet,
     source,
     version::QEMU,
 };
@@ -140,18 +141,9 @@ fn verify(dir: &Path, manifest: &str, tree_sha256: &str) -> Result<()> {
 /// Fails if that is not so, or if the manifest cannot be read.
 pub fn check(env: &Env, dir: &Path) -> Result<()> {
     let path = env.repo.join(QEMU.manifest);
-    let out = Command::new("xz")
-        .arg("-dc")
-        .arg(&path)
-        .output()
-        .context("cannot run xz")?;
-    ensure!(
-        out.status.success(),
-        "cannot read {}: {}",
-        path.display(),
-        String::from_utf8_lossy(&out.stderr).trim_end()
-    );
-    verify(dir, &String::from_utf8(out.stdout)?, QEMU.tree_sha256)
+    let sh = Shell::new()?;
+    let text = cmd!(sh, "xz -dc {path}").output_quiet()?;
+    verify(dir, &String::from_utf8(text)?, QEMU.tree_sha256)
 }
 
 /// Write the manifest of the pinned tarball, and return the hash of the whole.
@@ -161,26 +153,14 @@ pub fn check(env: &Env, dir: &Path) -> Result<()> {
 /// Fails if the tarball cannot be obtained.
 pub fn write(env: &Env) -> Result<String> {
     let tarball = source::pinned_tarball(env)?;
-    let dir = env.cache.join("manifest.tmp");
-    remove(&dir)?;
-    fs::create_dir_all(&dir)?;
-    source::untar(env, &tarball, &dir)?;
-    let result = generate(&dir);
-    remove(&dir)?;
-    let (text, hash) = result?;
+    let dir = env.temp_dir("manifest")?;
+    source::untar(env, &tarball, dir.path())?;
+    let (text, hash) = generate(dir.path())?;
 
     let path = env.repo.join(QEMU.manifest);
     let tmp = path.with_extension("part");
-    let mut child = Command::new("xz")
-        .args(["-9e", "-c"])
-        .stdin(Stdio::piped())
-        .stdout(File::create(&tmp)?)
-        .spawn()
-        .context("cannot run xz")?;
-    if let Some(mut stdin) = child.stdin.take() {
-        std::io::Write::write_all(&mut stdin, text.as_bytes())?;
-    }
-    ensure!(child.wait()?.success(), "xz has failed");
+    let sh = Shell::new()?;
+    fs::write(&tmp, cmd!(sh, "xz -9e -c").stdin(text).output_quiet()?)?;
     fs::rename(&tmp, &path)?;
     Ok(hash)
 }
@@ -190,7 +170,6 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use tempfile::tempdir;
-    use xshell::{cmd, Shell};
 
     use super::*;
 

@@ -14,7 +14,7 @@ use xshell::{cmd, Shell};
 use super::{add_worktree, export, style::check_style};
 use crate::{
     build::{Build, Device, Target},
-    env::{remove, Env},
+    env::Env,
     run::RunQuiet,
     source::{mounted_files, patches_in, quirks, Source},
 };
@@ -30,12 +30,12 @@ use crate::{
 /// Fails if any of this is not so.
 pub fn check(env: &Env, each: bool) -> Result<usize> {
     let source = Source::prepare(env, None)?;
-    let out = env.cache.join("series-check");
-    remove(&out)?;
+    let tmp = env.temp_dir("check")?;
+    let out = tmp.path().join("patches");
     let count = export(env, &out)?;
     env.say("applying the series to the pristine source");
 
-    let scratch = source.dir.with_extension("check");
+    let scratch = tmp.path().join("tree");
     let sh = source.git()?;
     let patches = patches_in(&out)?;
     add_worktree(&sh, &scratch, &patches, [])?;
@@ -46,7 +46,6 @@ pub fn check(env: &Env, each: bool) -> Result<usize> {
     if each {
         build_each(env, &source, &patches)?;
     }
-    remove(&out)?;
     Ok(count)
 }
 
@@ -64,15 +63,11 @@ fn check_result(
     cmd!(inner, "git am -q {patches...}").run_quiet()?;
 
     // What is checked out (with Debian's quirks on top, if any) and mounted
-    let changed = cmd!(inner, "git diff --name-only pristine HEAD")
-        .quiet()
-        .read()?;
+    let changed = cmd!(inner, "git diff --name-only pristine HEAD").read_quiet()?;
     let changed: BTreeSet<_> = changed.lines().collect();
-    let built = cmd!(sh, "git diff --name-only pristine HEAD")
-        .quiet()
-        .read()?;
+    let built = cmd!(sh, "git diff --name-only pristine HEAD").read_quiet()?;
     let quirks = quirks(env)?;
-    let quirks = cmd!(sh, "git apply --numstat {quirks...}").quiet().read()?;
+    let quirks = cmd!(sh, "git apply --numstat {quirks...}").read_quiet()?;
     let quirks: BTreeSet<_> = quirks
         .lines()
         .filter_map(|line| line.split('\t').nth(2))
@@ -99,9 +94,7 @@ fn check_result(
         let exists = fs::symlink_metadata(scratch.join(&to)).is_ok();
         ensure!(exists, "{} is missing", to.display());
     }
-    let added = cmd!(inner, "git diff --name-only --diff-filter=A pristine HEAD")
-        .quiet()
-        .read()?;
+    let added = cmd!(inner, "git diff --name-only --diff-filter=A pristine HEAD").read_quiet()?;
     Ok(added.lines().map(str::to_owned).collect())
 }
 
@@ -115,8 +108,7 @@ fn check_maintainers(sh: &Shell, files: &[String]) -> Result<()> {
             "perl scripts/get_maintainer.pl --nogit --nogit-fallback --subsystem --norolestats
              --noemail --nol --noweb --noscm -f {file}"
         )
-        .quiet()
-        .read()?;
+        .read_quiet()?;
         if sections.lines().all(|line| line.ends_with(" CC here")) {
             orphans.push(file.as_str());
         }
@@ -132,21 +124,19 @@ fn check_maintainers(sh: &Shell, files: &[String]) -> Result<()> {
 /// Build QEMU after each patch, with and without Rust.
 fn build_each(env: &Env, source: &Source, patches: &[PathBuf]) -> Result<()> {
     env.need_space(8)?;
-    let root = env.cache.join("each");
-    remove(&root)?;
+    let root = env.temp_dir("each")?;
     let result = (|| {
-        let tree = source.pristine_worktree(env, &root)?;
+        let tree = source.pristine_worktree(env, root.path())?;
         let sh = tree.git()?;
-        let builds = [Device::C, Device::Rust]
-            .map(|device| Build::configured(env, &root, tree.clone(), device, Target::X86_64));
+        let builds = [Device::C, Device::Rust].map(|device| {
+            Build::configured(env, root.path(), tree.clone(), device, Target::X86_64)
+        });
         let builds = builds.into_iter().collect::<Result<Vec<_>>>()?;
         for (i, patch) in patches.iter().enumerate() {
             let name = patch.file_name().unwrap_or_default().to_string_lossy();
             env.say(&format!("patch {} of {}: {name}", i + 1, patches.len()));
             cmd!(sh, "git am -q --keep-cr {patch}").run_quiet()?;
-            let changed = cmd!(sh, "git diff --name-only HEAD~1 HEAD")
-                .quiet()
-                .read()?;
+            let changed = cmd!(sh, "git diff --name-only HEAD~1 HEAD").read_quiet()?;
             for build in &builds {
                 if changed.contains("rust/qemu-macros/") {
                     build.forget_crates()?;
@@ -164,7 +154,7 @@ fn build_each(env: &Env, source: &Source, patches: &[PathBuf]) -> Result<()> {
         }
         Ok(())
     })();
-    remove(&root)?;
+    root.close()?;
     let sh = source.git()?;
     cmd!(sh, "git worktree prune").run_quiet()?;
     result

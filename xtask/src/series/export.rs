@@ -43,10 +43,10 @@ pub fn export(env: &Env, out: &Path) -> Result<usize> {
     );
 
     let source = Source::prepare(env, None)?;
-    let scratch = source.dir.with_extension("series");
+    let dir = env.temp_dir("series")?;
+    let scratch = dir.path().join("tree");
     // The directory of the user gets all patches or none.
-    let tmp = env.cache.join("series.tmp");
-    remove(&tmp)?;
+    let tmp = dir.path().join("patches");
     let sh = source.git()?;
     let edited: Vec<_> = steps
         .iter()
@@ -67,8 +67,8 @@ pub fn export(env: &Env, out: &Path) -> Result<usize> {
             };
             for (from, to) in add {
                 let dest = scratch.join(to);
-                if let Some(dir) = dest.parent() {
-                    fs::create_dir_all(dir)?;
+                if let Some(parent) = dest.parent() {
+                    fs::create_dir_all(parent)?;
                 }
                 remove(&dest)?;
                 cmd!(inner, "cp -P {from} {dest}").run_quiet()?;
@@ -94,7 +94,6 @@ pub fn export(env: &Env, out: &Path) -> Result<usize> {
         fs::copy(patch, out.join(patch.file_name().unwrap_or_default()))?;
     }
     fs::write(out.join(COVER_LETTER), letter)?;
-    remove(&tmp)?;
     Ok(patches.len())
 }
 

@@ -43,46 +43,43 @@ pub fn import(env: &Env) -> Result<usize> {
     }
     let mounted: BTreeSet<_> = mounted_files(env)?.into_iter().map(|file| file.1).collect();
     let is_ours = |path: &str| mounted.contains(Path::new(path));
-    let edited = cmd!(sh, "git diff --name-only HEAD").quiet().read()?;
+    let edited = cmd!(sh, "git diff --name-only HEAD").read_quiet()?;
     if let Some(file) = edited.lines().find(|file| !is_ours(file)) {
         bail!("{file} is edited, but not committed in {place}: commit or discard it first");
     }
     cmd!(sh, "git merge-base --is-ancestor {BASE} HEAD")
         .run_quiet()
         .with_context(|| format!("the commit in {place} is not based on the tag {BASE}"))?;
-    let committed = cmd!(sh, "git diff --name-only {BASE} HEAD")
-        .quiet()
-        .read()?;
+    let committed = cmd!(sh, "git diff --name-only {BASE} HEAD").read_quiet()?;
     if let Some(file) = committed.lines().find(|file| is_ours(file)) {
         bail!("a commit in {place} has {file}, which is a file of this checkout: leave it out");
     }
 
-    let tmp = env.cache.join("series.tmp");
-    remove(&tmp)?;
+    let dir = env.temp_dir("series")?;
+    let tmp = dir.path();
     cmd!(
         sh,
         "git format-patch -q --no-signature --zero-commit -N -o {tmp} {BASE}"
     )
     .run_quiet()?;
-    let patches = patches_in(&tmp)?;
+    let patches = patches_in(tmp)?;
     ensure!(!patches.is_empty(), "there are no commits in {place}");
 
-    let dir = env.repo.join("patches/qemu");
+    let ours = env.repo.join("patches/qemu");
     let list = env.repo.join("patches/series");
     let names: Vec<_> = patches
         .iter()
         .filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()))
         .collect();
     let (text, lost) = renumber(&fs::read_to_string(&list)?, &names);
-    for old in patches_in(&dir)? {
+    for old in patches_in(&ours)? {
         remove(&old)?;
     }
     for (patch, name) in patches.iter().zip(&names) {
-        fs::copy(patch, dir.join(name))?;
+        fs::copy(patch, ours.join(name))?;
     }
     fs::write(&list, text)?;
     tree.series_is_applied(env)?;
-    remove(&tmp)?;
     for path in lost {
         eprintln!("add {path} to a line of patches/series: its patch has another subject now");
     }

@@ -21,11 +21,7 @@ use anyhow::{anyhow, ensure, Result};
 use xshell::{cmd, Shell};
 
 pub use self::{check::check, export::export, import::import};
-use crate::{
-    env::{remove, Env},
-    run::RunQuiet,
-    source::patches_in,
-};
+use crate::{env::Env, run::RunQuiet, source::patches_in};
 
 /// A line of `patches/series`: a patch, and the files and directories in QEMU's
 /// tree that are new with it
@@ -108,9 +104,7 @@ fn add_worktree(
     patches: &[PathBuf],
     more: impl IntoIterator<Item = PathBuf>,
 ) -> Result<()> {
-    let edited = cmd!(sh, "git apply --numstat {patches...}")
-        .quiet()
-        .read()?;
+    let edited = cmd!(sh, "git apply --numstat {patches...}").read_quiet()?;
     let patterns: BTreeSet<_> = edited
         .lines()
         .filter_map(|line| Path::new(line.split('\t').nth(2)?).parent())
@@ -124,7 +118,6 @@ fn add_worktree(
         )
         .collect();
 
-    remove(dir)?;
     cmd!(sh, "git worktree prune").run_quiet()?;
     cmd!(
         sh,

@@ -5,11 +5,11 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{ensure, Context, Result};
 use walkdir::WalkDir;
+use xshell::{cmd, Shell};
 
 use super::{mount::replace_link, Source};
 use crate::env::{remove, sha256, Env};
@@ -36,12 +36,11 @@ impl Source {
         let home = env.cache.join("cargo-home");
         fs::create_dir_all(&home)?;
         inherit_cargo_config(&home)?;
+        let sh = Shell::new()?;
+        let manifest = self.dir.join("rust/Cargo.toml");
         env.run(
             "fetching QEMU's Rust crates",
-            Command::new("cargo")
-                .args(["fetch", "--locked", "--manifest-path"])
-                .arg(self.dir.join("rust/Cargo.toml"))
-                .env("CARGO_HOME", &home),
+            cmd!(sh, "cargo fetch --locked --manifest-path {manifest}").env("CARGO_HOME", &home),
         )?;
         for wrap in &wraps {
             let name = format!("{}.crate", wrap.directory);

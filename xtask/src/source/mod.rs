@@ -32,7 +32,7 @@ use self::{
 };
 use crate::{
     apt,
-    env::{remove, sha256_of, Env},
+    env::{remove, replace_dir, sha256_of, Env},
     run::RunQuiet,
     version::QEMU,
 };
@@ -94,14 +94,11 @@ impl Source {
 
     fn unpack(&self, env: &Env, qemu_src: Option<&str>) -> Result<()> {
         env.need_space(4)?;
-        let tmp = self.dir.with_extension("tmp");
-        remove(&tmp)?;
-        fs::create_dir_all(&tmp)?;
-        let result = self.unpack_to(env, qemu_src, &tmp);
-        if result.is_err() {
-            remove(&tmp)?;
-        }
-        result
+        let tmp = env.temp_dir("source")?;
+        let tree = tmp.path().join("tree");
+        fs::create_dir(&tree)?;
+        self.unpack_to(env, qemu_src, &tree)?;
+        replace_dir(&tree, &self.dir)
     }
 
     fn unpack_to(&self, env: &Env, qemu_src: Option<&str>, tmp: &Path) -> Result<()> {
@@ -136,18 +133,14 @@ impl Source {
         // also what .gitignore excludes
         cmd!(sh, "git add -A -f .").run_quiet()?;
         cmd!(sh, "git commit -q -m pristine").run_quiet()?;
-        cmd!(sh, "git tag pristine").run_quiet()?;
-        remove(&self.dir)?;
-        fs::rename(tmp, &self.dir)?;
-        Ok(())
+        cmd!(sh, "git tag pristine").run_quiet()
     }
 
     /// Whether this is Debian's repacked tarball, which lacks some files
     fn is_debian(&self) -> Result<bool> {
         let sh = self.git()?;
         Ok(cmd!(sh, "git ls-tree pristine subprojects/packagefiles")
-            .quiet()
-            .read()?
+            .read_quiet()?
             .is_empty())
     }
 
@@ -178,7 +171,8 @@ impl Source {
         // In a scratch tree, so that checking out the result only touches the
         // files that differ from the previous one; and so that the tree is
         // left alone if the series does not apply.
-        let scratch = self.dir.with_extension("am");
+        let tmp = env.temp_dir("am")?;
+        let scratch = tmp.path().join("tree");
         let commit = am_in_worktree(&self.git()?, &scratch, &patches).with_context(|| {
             format!(
                 "the series does not apply to this source; it is made for QEMU {}",
@@ -282,7 +276,6 @@ pub const BASE: &str = "base";
 /// Apply patches to the pristine source in a new worktree, which is removed
 /// again, and return the commit.
 fn am_in_worktree(sh: &Shell, scratch: &Path, patches: &[Vec<PathBuf>; 2]) -> Result<String> {
-    remove(scratch)?;
     cmd!(sh, "git worktree prune").run_quiet()?;
     cmd!(sh, "git worktree add -q --detach {scratch} pristine").run_quiet()?;
     let inner = sh.clone();
@@ -295,10 +288,10 @@ fn am_in_worktree(sh: &Shell, scratch: &Path, patches: &[Vec<PathBuf>; 2]) -> Re
     let result = am(quirks)
         .and_then(|()| cmd!(inner, "git tag -f {BASE}").run_quiet())
         .and_then(|()| am(series));
-    let commit = cmd!(inner, "git rev-parse HEAD").quiet().read();
+    let commit = cmd!(inner, "git rev-parse HEAD").read_quiet();
     cmd!(sh, "git worktree remove --force {scratch}").run_quiet()?;
     result?;
-    Ok(commit?)
+    commit
 }
 
 /// The patches for what is different in Debian's tarball

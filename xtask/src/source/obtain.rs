@@ -5,7 +5,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{anyhow, bail, ensure, Context, Result};
@@ -123,12 +122,10 @@ pub(super) fn copy_of_user(env: &Env, src: &str, dir: &Path) -> Result<()> {
     } else if path.join(".git").exists() || path.join("HEAD").exists() {
         git_clone(env, src, &[], dir)
     } else if path.join("VERSION").exists() {
+        let (sh, all) = (Shell::new()?, path.join("."));
         env.run(
             "copying the source tree",
-            Command::new("cp")
-                .args(["-a", "--no-preserve=ownership"])
-                .arg(path.join("."))
-                .arg(dir),
+            cmd!(sh, "cp -a --no-preserve=ownership {all} {dir}"),
         )
     } else if src.contains("://") {
         git_clone(env, src, &["--depth=1", "--branch", QEMU.tag], dir)
@@ -163,14 +160,15 @@ pub(super) fn provide_subprojects(env: &Env, src: Option<&Path>, dir: &Path) -> 
     }
 
     let tools = Tools::provide(env, false)?;
+    let (sh, meson, names) = (Shell::new()?, tools.venv.join("bin/meson"), &missing);
     env.run(
         &format!("downloading {}", missing.join(", ")),
-        Command::new(tools.venv.join("bin/meson"))
-            .args(["subprojects", "download", "--sourcedir"])
-            .arg(dir)
-            .args(&missing),
+        cmd!(
+            sh,
+            "{meson} subprojects download --sourcedir {dir} {names...}"
+        ),
     )?;
-    for name in missing {
+    for name in &missing {
         ensure!(
             below(dir, name).is_dir(),
             "meson has not downloaded subprojects/{name}"
@@ -185,28 +183,24 @@ pub(super) fn provide_subprojects(env: &Env, src: Option<&Path>, dir: &Path) -> 
 ///
 /// Fails if it is no tarball.
 pub fn untar(env: &Env, tarball: &Path, dir: &Path) -> Result<()> {
+    let sh = Shell::new()?;
     env.run(
         "unpacking QEMU",
-        Command::new("tar")
-            .args(["--no-same-owner", "--strip-components=1", "-xf"])
-            .arg(tarball)
-            .arg("-C")
-            .arg(dir),
+        cmd!(
+            sh,
+            "tar --no-same-owner --strip-components=1 -xf {tarball} -C {dir}"
+        ),
     )
 }
 
 fn git_clone(env: &Env, src: &str, args: &[&str], dir: &Path) -> Result<()> {
+    let sh = Shell::new()?;
+    // The user's configuration has to do with proxies, but not with what the files
+    // contain.
+    let config = ["core.autocrlf=false", "advice.detachedHead=false"].map(|c| format!("-c{c}"));
     env.run(
         &format!("cloning {src}"),
-        Command::new("git")
-            // The user's configuration has to do with proxies, but not with
-            // what the files contain.
-            .args(["clone", "-q", "-c", "core.autocrlf=false"])
-            .args(["-c", "advice.detachedHead=false"])
-            .args(args)
-            .arg(src)
-            .arg(dir)
-            .env("GIT_TERMINAL_PROMPT", "0"),
+        cmd!(sh, "git clone -q {config...} {args...} {src} {dir}").env("GIT_TERMINAL_PROMPT", "0"),
     )
 }
 

@@ -2,15 +2,17 @@
 
 //! Compares what both devices look like to users and management tools
 
-use std::{collections::BTreeMap, io::Write, process::Stdio};
+use std::collections::BTreeMap;
 
 use anyhow::{ensure, Context, Result};
-use serde_json::Value;
+use serde_json::{json, Value};
+use xshell::cmd;
 
 use super::results::{Count, PASS};
 use crate::{
     build::{Build, Target},
     env::Env,
+    run::RunQuiet,
 };
 
 /// Properties that only the Rust device has, on the device and on its proxies
@@ -63,12 +65,9 @@ pub fn compare_interfaces(env: &Env, a: &Build, b: &Build) -> Result<Count> {
 type Properties = BTreeMap<String, String>;
 
 fn device_help(build: &Build, typ: &str) -> Result<Properties> {
-    let out = build
-        .command(build.qemu())
-        .args(["-device", &format!("{typ},help")])
-        .output()?;
-    ensure!(out.status.success(), "-device {typ},help failed");
-    Ok(String::from_utf8_lossy(&out.stdout)
+    let (sh, qemu) = (build.shell()?, build.qemu());
+    let help = cmd!(sh, "{qemu} -device {typ},help").read_quiet()?;
+    Ok(help
         .lines()
         .map(|line| {
             let (name, rest) = line.trim().split_once('=').unwrap_or((line, ""));
@@ -86,30 +85,20 @@ fn device_properties(build: &Build, typ: &str) -> Result<Properties> {
 }
 
 fn query_properties(build: &Build, command: &str, typ: &str) -> Result<Properties> {
-    let mut child = build
-        .command(build.qemu())
-        .args([
-            "-machine",
-            "none",
-            "-nodefaults",
-            "-display",
-            "none",
-            "-qmp",
-            "stdio",
-        ])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()?;
-    if let Some(stdin) = &mut child.stdin {
-        writeln!(stdin, "{{'execute': 'qmp_capabilities'}}")?;
-        writeln!(
-            stdin,
-            "{{'execute': '{command}', 'id': 'q', 'arguments': {{'typename': '{typ}'}}}}"
-        )?;
-        writeln!(stdin, "{{'execute': 'quit'}}")?;
-    }
-    let out = child.wait_with_output()?;
-    let reply = String::from_utf8_lossy(&out.stdout)
+    let (sh, qemu) = (build.shell()?, build.qemu());
+    let commands = [
+        json!({"execute": "qmp_capabilities"}),
+        json!({"execute": command, "id": "q", "arguments": {"typename": typ}}),
+        json!({"execute": "quit"}),
+    ]
+    .map(|qmp| qmp.to_string());
+    let replies = cmd!(
+        sh,
+        "{qemu} -machine none -nodefaults -display none -qmp stdio"
+    )
+    .stdin(commands.join("\n"))
+    .read_quiet()?;
+    let reply = replies
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
         .find(|reply| reply.get("id") == Some(&Value::from("q")))

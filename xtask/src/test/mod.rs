@@ -8,10 +8,11 @@ mod qtest;
 mod results;
 mod unit;
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use xshell::cmd;
 
 use self::{
     functional::{functional, Kernel},
@@ -22,6 +23,7 @@ use self::{
 use crate::{
     build::{build_both, Device, Target},
     env::Env,
+    run::{shell_in, RunQuiet},
     series,
 };
 
@@ -121,19 +123,17 @@ fn differential(env: &Env, options: &Options) -> Result<Count> {
     let Options { ops, seed, .. } = options;
     let [c, rust] = build_both(env)?;
     env.say(&format!("{ops} random operations on both devices"));
-    let status = Command::new("cargo")
-        .args(["run", "-q", "--release", "--locked", "-p", "difftest", "--"])
-        .current_dir(&env.repo)
-        .arg("--a")
-        .arg(c.qemu())
-        .arg("--b")
-        .arg(rust.qemu())
-        .args(["--ops", &ops.to_string()])
-        .args(["--seed", &seed.to_string()])
-        .arg("--save")
-        .arg(env.cache.join("difference.txt"))
-        .status()?;
-    Ok(if status.success() {
+    let sh = shell_in(&env.repo)?;
+    let (a, b, save) = (c.qemu(), rust.qemu(), env.cache.join("difference.txt"));
+    let (ops, seed) = (ops.to_string(), seed.to_string());
+    let quiet = env.quiet.then_some("--quiet");
+    let same = cmd!(
+        sh,
+        "cargo run -q --release --locked -p difftest --
+         --a {a} --b {b} --ops {ops} --seed {seed} --save {save} {quiet...}"
+    )
+    .succeeds()?;
+    Ok(if same {
         PASS
     } else {
         Count {

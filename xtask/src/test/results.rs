@@ -4,11 +4,13 @@
 
 use std::{fs, ops::AddAssign, path::PathBuf};
 
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{bail, Context, Result};
+use xshell::cmd;
 
 use crate::{
     build::Build,
     env::{remove, Env},
+    run::RunQuiet,
 };
 
 /// How many tests had which result
@@ -34,16 +36,9 @@ pub const PASS: Count = Count {
 };
 
 pub fn meson_list(build: &Build) -> Result<Vec<String>> {
-    let out = build
-        .command(build.meson())
-        .args(["test", "--list"])
-        .output()?;
-    ensure!(
-        out.status.success(),
-        "meson test --list: {}",
-        String::from_utf8_lossy(&out.stderr)
-    );
-    Ok(String::from_utf8_lossy(&out.stdout)
+    let (sh, meson) = (build.shell()?, build.meson());
+    let list = cmd!(sh, "{meson} test --list").read_quiet()?;
+    Ok(list
         .lines()
         // the suites, " - ", the project, ":", the name
         .filter_map(|line| line.split_once(" - ")?.1.split_once(':'))
@@ -64,11 +59,15 @@ pub fn meson_test(
     for name in logs {
         remove(&log(name))?;
     }
-    let mut cmd = build.command(build.meson());
-    cmd.args(["test", "--print-errorlogs", "--num-processes=2"])
-        .args(args)
-        .envs(vars.iter().map(|(k, v)| (k, v)));
-    let result = env.run(what, &mut cmd);
+    let (sh, meson) = (build.shell()?, build.meson());
+    let result = env.run(
+        what,
+        cmd!(
+            sh,
+            "{meson} test --print-errorlogs --num-processes=2 {args...}"
+        )
+        .envs(vars.iter().map(|(k, v)| (k, v))),
+    );
 
     let Some(junit) = logs.iter().map(|name| log(name)).find(|path| path.exists()) else {
         // nothing was run

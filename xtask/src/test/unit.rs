@@ -7,16 +7,16 @@ use std::{
     fs,
     ops::Range,
     path::{Path, PathBuf},
-    process::Command,
 };
 
-use anyhow::{ensure, Result};
+use anyhow::{ensure, Context, Result};
 use xshell::cmd;
 
 use super::results::{meson_test, parse_cargo_test, Count, PASS};
 use crate::{
     build::{Build, Device, Target},
     env::Env,
+    run::{shell_in, RunQuiet},
     source::mounted_files,
 };
 
@@ -62,28 +62,27 @@ pub fn unit(env: &Env) -> Result<Count> {
         "virtio",
         "virtio_balloon",
     ];
-    let mut clippy = cargo_in_tree(&build, env, &rust);
-    clippy.args([
-        "clippy",
-        "--offline",
-        "--locked",
-        "--quiet",
-        "--message-format=short",
-    ]);
-    for name in crates {
-        clippy.args(["-p", name]);
-    }
+    let packages = crates.map(|name| format!("-p{name}"));
     env.say("clippy with QEMU's lints on the crates in QEMU's tree");
-    let out = clippy.output()?;
+    let (sh, meson, dir) = (build.shell()?, build.meson(), &build.dir);
+    // cargo in QEMU's workspace, which needs the bindings that meson has generated
+    let out = cmd!(
+        sh,
+        "{meson} devenv -C {dir} --workdir {rust} cargo clippy --offline --locked --quiet
+         --message-format=short {packages...}"
+    )
+    .env("CARGO_HOME", env.cache.join("cargo-home"))
+    .env("CARGO_TARGET_DIR", dir.join("cargo-target"))
+    .quiet()
+    .ignore_status()
+    .output()?;
     let report = String::from_utf8_lossy(&out.stderr);
     let ours = mounted_files(env)?
         .into_iter()
         .filter_map(|(_, to)| Some(to.strip_prefix("rust").ok()?.to_owned()))
         .collect();
-    let sh = build.source.git()?;
-    let diff = cmd!(sh, "git diff -U0 pristine HEAD -- rust")
-        .quiet()
-        .read()?;
+    let tree = build.source.git()?;
+    let diff = cmd!(tree, "git diff -U0 pristine HEAD -- rust").read_quiet()?;
     let findings = clippy_findings(&report, &ours, &added_lines(&diff));
     ensure!(
         out.status.success() && findings.is_empty(),
@@ -96,17 +95,20 @@ pub fn unit(env: &Env) -> Result<Count> {
     );
     count += PASS;
 
-    let mut rustfmt = Command::new("rustfmt");
-    rustfmt
-        .args(["--check", "--edition", "2021", "--config-path"])
-        .arg(rust.join("rustfmt.toml"));
-    for (from, _) in mounted_files(env)? {
+    let config = rust.join("rustfmt.toml");
+    let files: Vec<_> = mounted_files(env)?
+        .into_iter()
+        .map(|(from, _)| from)
         // build.rs is a link to another crate's
-        if from.extension().is_some_and(|ext| ext == "rs") && !from.is_symlink() {
-            rustfmt.arg(from);
-        }
-    }
-    env.run("rustfmt on the crates in QEMU's tree", &mut rustfmt)?;
+        .filter(|from| from.extension().is_some_and(|ext| ext == "rs") && !from.is_symlink())
+        .collect();
+    env.run(
+        "rustfmt on the crates in QEMU's tree",
+        cmd!(
+            sh,
+            "rustfmt --check --edition 2021 --config-path {config} {files...}"
+        ),
+    )?;
     count += PASS;
     Ok(count)
 }
@@ -114,30 +116,10 @@ pub fn unit(env: &Env) -> Result<Count> {
 /// Run cargo on what needs no QEMU.
 fn cargo(env: &Env, what: &str, args: &[&str]) -> Result<String> {
     env.say(what);
-    let out = Command::new("cargo")
-        .args(args)
-        .current_dir(&env.repo)
-        .output()?;
-    let stdout = String::from_utf8_lossy(&out.stdout).into_owned();
-    ensure!(
-        out.status.success(),
-        "{what} failed:\n{stdout}{}",
-        String::from_utf8_lossy(&out.stderr)
-    );
-    Ok(stdout)
-}
-
-/// cargo in QEMU's workspace, which needs the bindings that meson has generated
-fn cargo_in_tree(build: &Build, env: &Env, dir: &Path) -> Command {
-    let mut cmd = build.command(build.meson());
-    cmd.args(["devenv", "-C"])
-        .arg(&build.dir)
-        .arg("--workdir")
-        .arg(dir)
-        .arg("cargo")
-        .env("CARGO_HOME", env.cache.join("cargo-home"))
-        .env("CARGO_TARGET_DIR", build.dir.join("cargo-target"));
-    cmd
+    let sh = shell_in(&env.repo)?;
+    cmd!(sh, "cargo {args...}")
+        .read_quiet()
+        .with_context(|| format!("{what} failed"))
 }
 
 /// The lines that a diff without context adds to the files below `rust/`, by
