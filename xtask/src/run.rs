@@ -186,7 +186,7 @@ fn file_name(what: &str) -> String {
         })
         .take(80)
         .collect();
-    format!("{name}.log")
+    format!("{}.log", name.trim_matches('-'))
 }
 
 /// The numbers in the `[n/m]` at the start of a line of ninja's output
@@ -212,7 +212,7 @@ mod tests {
 
     #[test]
     fn names_of_logs() {
-        assert_eq!(file_name("building x (C)"), "building-x--C-.log");
+        assert_eq!(file_name("building x (C)"), "building-x--C.log");
         assert_eq!(file_name("../../x"), "..-..-x.log");
     }
 
