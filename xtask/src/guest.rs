@@ -57,26 +57,46 @@ pub struct Assets {
     pub release: String,
 }
 
-/// Get the kernel of a Debian suite, and make an initramfs for it.
+impl Assets {
+    /// What is, or will be, in a directory
+    fn in_dir(dir: &Path, release: String) -> Self {
+        Self {
+            kernel: dir.join("vmlinuz"),
+            initrd: dir.join("initrd.gz"),
+            release,
+        }
+    }
+}
+
+/// Where the guest with the kernel of a Debian suite is
+fn guest_dir(env: &Env, suite: &str) -> PathBuf {
+    let hash = sha256_of(&[INIT.as_bytes(), MODULES.join(" ").as_bytes()]);
+    env.cache
+        .join("guest")
+        .join(format!("{suite}-amd64-{}", &hash[..12]))
+}
+
+/// Get the kernel of a Debian suite, and make an initramfs for it, unless that
+/// was done before.
 ///
 /// # Errors
 ///
 /// Fails if the kernel cannot be downloaded, or has no balloon driver.
 pub fn provision(env: &Env, suite: &str) -> Result<Assets> {
-    let hash = sha256_of(&[INIT.as_bytes(), MODULES.join(" ").as_bytes()]);
-    let dir = env
-        .cache
-        .join("guest")
-        .join(format!("{suite}-amd64-{}", &hash[..12]));
-    let assets = |release| Assets {
-        kernel: dir.join("vmlinuz"),
-        initrd: dir.join("initrd.gz"),
-        release,
-    };
-    if let Ok(release) = fs::read_to_string(dir.join("release")) {
-        return Ok(assets(release));
+    let dir = guest_dir(env, suite);
+    match fs::read_to_string(dir.join("release")) {
+        Ok(release) => Ok(Assets::in_dir(&dir, release)),
+        Err(_) => renew(env, suite),
     }
+}
 
+/// Get the kernel that a Debian suite has now.
+///
+/// # Errors
+///
+/// Fails if the kernel cannot be downloaded, or has no balloon driver.
+pub fn renew(env: &Env, suite: &str) -> Result<Assets> {
+    let dir = guest_dir(env, suite);
     apt::ensure_packages(env, apt::GUEST_PACKAGES)?;
     let tmp = env.temp_dir("guest")?;
     let (root, initramfs) = (tmp.path().join("root"), tmp.path().join("initramfs"));
@@ -136,7 +156,7 @@ pub fn provision(env: &Env, suite: &str) -> Result<Assets> {
 
     fs::write(guest.join("release"), &release)?;
     replace_dir(&guest, &dir)?;
-    Ok(assets(release))
+    Ok(Assets::in_dir(&dir, release))
 }
 
 /// The release of a kernel image: `boot/vmlinuz-RELEASE`, or (since Debian 14)

@@ -36,10 +36,15 @@ impl Kernel {
 
     /// Get the kernel.
     fn provision(&self, env: &Env) -> Result<Assets> {
-        let assets = guest::provision(env, self.suite)?;
+        let mut assets = guest::provision(env, self.suite)?;
         if let Some(wanted) = &self.wanted {
+            let is_wanted = |kernel: &Assets| kernel.release.starts_with(&format!("{wanted}."));
+            // The suite may have moved on since it was downloaded.
+            if !is_wanted(&assets) {
+                assets = guest::renew(env, self.suite)?;
+            }
             ensure!(
-                assets.release.starts_with(&format!("{wanted}.")),
+                is_wanted(&assets),
                 "--kernel {wanted}: Debian {} has Linux {}; say --kernel {0} for whatever it has",
                 self.suite,
                 assets.release
