@@ -52,7 +52,10 @@ pub fn summary(totals: &Totals, origin: &str, different: bool, elapsed: Duration
         e.qmp_errors,
         events.join(", ")
     );
-    print!("named differences:\n{}", describe_uses(&e.named));
+    // The operations of a file are too few to say anything about the others.
+    if args.replay.is_none() {
+        print!("named differences:\n{}", describe_uses(&e.named));
+    }
     let secs = elapsed.as_secs_f64();
     eprintln!(
         "{secs:.1} s, {:.0} operations per second",
