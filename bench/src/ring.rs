@@ -11,7 +11,7 @@ use std::{
 use anyhow::{ensure, Result};
 use qtest_client::{
     mmio::{self as reg, find_balloon},
-    Qemu,
+    write_command, Qemu,
 };
 
 /// Size of a balloon page in bytes
@@ -134,16 +134,8 @@ impl Driver {
 
     pub fn write(&mut self, addr: u64, data: &[u8]) -> Result<()> {
         for (i, chunk) in data.chunks(1 << 20).enumerate() {
-            let mut line = format!(
-                "write {:#x} {:#x} 0x",
-                addr + ((i as u64) << 20),
-                chunk.len()
-            );
-            for byte in chunk {
-                write!(line, "{byte:02x}")?;
-            }
-            line.push('\n');
-            self.run(&line)?;
+            let command = write_command(addr + ((i as u64) << 20), chunk);
+            self.run(&(command + "\n"))?;
         }
         Ok(())
     }

@@ -6,6 +6,7 @@
 use std::fmt::Write;
 
 pub use qtest_client::mmio as reg;
+use qtest_client::write_command;
 
 use crate::op::{Mode, Op, Seg};
 
@@ -140,11 +141,7 @@ impl Script {
 
     fn write(&mut self, addr: u64, data: &[u8]) {
         if !data.is_empty() {
-            let _ = write!(self.text, "write {addr:#x} {} 0x", data.len());
-            for byte in data {
-                let _ = write!(self.text, "{byte:02x}");
-            }
-            self.push(format_args!(""));
+            self.push(format_args!("{}", write_command(addr, data)));
         }
     }
 

@@ -2,44 +2,26 @@
 
 //! A QEMU process, controlled through the qtest protocol and QMP
 
+pub mod hex;
 pub mod mmio;
+pub mod rng;
 
 use std::{
     io::{ErrorKind, Read, Write},
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
     thread::sleep,
     time::{Duration, Instant},
 };
 
 use anyhow::{bail, ensure, Context, Result};
 use serde_json::Value;
+use tempfile::TempDir;
 
 /// How long QEMU may take for an answer.  This is only for what hangs: a busy
 /// host must not make a difference.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
-
-/// A directory that is removed in the end
-struct TempDir(PathBuf);
-
-impl TempDir {
-    fn new() -> Result<Self> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let n = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("qtest-client-{}-{n}", std::process::id());
-        let dir = std::env::temp_dir().join(name);
-        std::fs::create_dir(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        Ok(Self(dir))
-    }
-}
-
-impl Drop for TempDir {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 struct Lines {
     stream: UnixStream,
@@ -134,6 +116,11 @@ impl Lines {
     }
 }
 
+/// The command that writes bytes to guest memory, without the newline
+pub fn write_command(addr: u64, data: &[u8]) -> String {
+    format!("write {addr:#x} {:#x} 0x{}", data.len(), hex::encode(data))
+}
+
 /// The value in the answer to a command that reads something
 ///
 /// # Errors
@@ -159,10 +146,13 @@ pub struct Qemu {
 impl Qemu {
     /// Start `binary` with `args`, in addition to those for control.
     pub fn start(binary: &Path, args: &[String]) -> Result<Self> {
-        let dir = TempDir::new()?;
-        let log = dir.0.join("log");
-        let qtest_path = dir.0.join("qtest");
-        let qmp_path = dir.0.join("qmp");
+        let dir = tempfile::Builder::new()
+            .prefix("qtest-client-")
+            .tempdir()
+            .context("cannot create a directory for sockets")?;
+        let log = dir.path().join("log");
+        let qtest_path = dir.path().join("qtest");
+        let qmp_path = dir.path().join("qmp");
         let qtest_listener = UnixListener::bind(&qtest_path)?;
         let qmp_listener = UnixListener::bind(&qmp_path)?;
 
@@ -216,7 +206,7 @@ impl Qemu {
 
     /// A directory for files, which is removed with the process
     pub fn dir(&self) -> &Path {
-        &self.dir.0
+        self.dir.path()
     }
 
     /// The end of what QEMU has written to stderr, and its exit status

@@ -6,13 +6,12 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{bail, Context, Result};
-use xshell::{cmd, Shell};
+use xshell::{cmd, Cmd, Shell};
 
-use crate::env::Env;
+use crate::{env::Env, run::RunQuiet};
 
 /// What is needed to build QEMU and to run its tests
 pub const BUILD_PACKAGES: &[&str] = &[
@@ -61,7 +60,7 @@ fn is_installed(sh: &Shell, package: &str) -> bool {
 /// names them and the command that installs them.
 pub fn ensure_packages(env: &Env, packages: &[&str]) -> Result<()> {
     let sh = Shell::new()?;
-    if cmd!(sh, "dpkg-query --version").quiet().read().is_err() {
+    if cmd!(sh, "dpkg-query --version").read_quiet().is_err() {
         env.say("not a Debian system: assuming that all build dependencies are installed");
         return Ok(());
     }
@@ -81,16 +80,19 @@ pub fn ensure_packages(env: &Env, packages: &[&str]) -> Result<()> {
         bail!("Debian packages are missing; please run: sudo apt-get install {list}");
     }
 
-    env.run("updating the package lists", &mut apt_get(&["update"]))?;
-    let mut install = apt_get(&["install", "-y", "--no-install-recommends"]);
-    install.args(missing);
-    env.run(&format!("installing {list}"), &mut install)
+    update(env, &sh)?;
+    env.run(
+        &format!("installing {list}"),
+        cmd!(
+            sh,
+            "apt-get install -y --no-install-recommends {missing...}"
+        )
+        .env("DEBIAN_FRONTEND", "noninteractive"),
+    )
 }
 
-fn apt_get(args: &[&str]) -> Command {
-    let mut cmd = Command::new("apt-get");
-    cmd.args(args).env("DEBIAN_FRONTEND", "noninteractive");
-    cmd
+fn update(env: &Env, sh: &Shell) -> Result<()> {
+    env.run("updating the package lists", cmd!(sh, "apt-get update"))
 }
 
 /// The mirror of the Debian archive that apt is configured with, ending in a
@@ -102,18 +104,17 @@ fn apt_get(args: &[&str]) -> Command {
 pub fn mirror(env: &Env) -> Result<String> {
     let sh = Shell::new()?;
     let query = || -> Result<String> {
-        Ok(cmd!(
+        cmd!(
             sh,
             "apt-get indextargets --format '$(REPO_URI) $(ORIGIN)/$(LABEL)'"
         )
-        .quiet()
-        .read()?)
+        .read_quiet()
     };
     if let Some(uri) = main_archive(&query()?) {
         return Ok(uri);
     }
     if is_root() {
-        env.run("updating the package lists", &mut apt_get(&["update"]))?;
+        update(env, &sh)?;
         if let Some(uri) = main_archive(&query()?) {
             return Ok(uri);
         }
@@ -143,12 +144,13 @@ pub fn download(env: &Env, uri: &str, dest: &Path, sha256: &str) -> Result<()> {
     }
     let partial = dest.with_extension("part");
     let name = dest.file_name().unwrap_or_default().to_string_lossy();
+    let sh = Shell::new()?;
     env.run(
         &format!("downloading {name}"),
-        Command::new("/usr/lib/apt/apt-helper")
-            .args(["download-file", uri])
-            .arg(&partial)
-            .arg(format!("SHA256:{sha256}")),
+        cmd!(
+            sh,
+            "/usr/lib/apt/apt-helper download-file {uri} {partial} SHA256:{sha256}"
+        ),
     )?;
     fs::rename(&partial, dest)?;
     Ok(())
@@ -158,6 +160,7 @@ pub fn download(env: &Env, uri: &str, dest: &Path, sha256: &str) -> Result<()> {
 /// of the system alone.  Signatures and checksums are verified as usual.
 pub struct Suite {
     dir: PathBuf,
+    sh: Shell,
 }
 
 impl Suite {
@@ -184,7 +187,10 @@ impl Suite {
             ),
         )?;
         fs::write(dir.join("status"), "")?;
-        let this = Self { dir };
+        let this = Self {
+            dir,
+            sh: Shell::new()?,
+        };
         env.run(
             &format!("getting the package lists of {suite}"),
             this.apt("apt-get").arg("update"),
@@ -192,18 +198,19 @@ impl Suite {
         Ok(this)
     }
 
-    fn apt(&self, program: &str) -> Command {
-        let mut cmd = Command::new(program);
-        let mut opt = |name: &str, value: &Path| {
-            cmd.arg("-o").arg(format!("{name}={}", value.display()));
-        };
-        opt("Dir::Etc::SourceList", &self.dir.join("sources.list"));
-        opt("Dir::Etc::SourceParts", &self.dir.join("parts"));
-        opt("Dir::State::Lists", &self.dir.join("lists"));
-        opt("Dir::State::Status", &self.dir.join("status"));
-        opt("Dir::Cache", &self.dir.join("cache"));
-        cmd.args(["-o", "APT::Sandbox::User=root", "-o", "APT::Architectures="]);
-        cmd
+    fn apt(&self, program: &str) -> Cmd<'_> {
+        let options = [
+            ("Dir::Etc::SourceList", "sources.list"),
+            ("Dir::Etc::SourceParts", "parts"),
+            ("Dir::State::Lists", "lists"),
+            ("Dir::State::Status", "status"),
+            ("Dir::Cache", "cache"),
+        ]
+        .map(|(name, file)| format!("-o{name}={}", self.dir.join(file).display()));
+        cmd!(
+            self.sh,
+            "{program} {options...} -oAPT::Sandbox::User=root -oAPT::Architectures="
+        )
     }
 
     /// The packages that a package depends on
@@ -212,17 +219,12 @@ impl Suite {
     ///
     /// Fails if apt does not know the package.
     pub fn depends(&self, package: &str) -> Result<Vec<String>> {
-        let out = self
+        let record = self
             .apt("apt-cache")
             .args(["show", "--no-all-versions", package])
-            .output()?;
-        if !out.status.success() {
-            bail!(
-                "cannot look up {package}: {}",
-                String::from_utf8_lossy(&out.stderr)
-            );
-        }
-        Ok(parse_depends(&String::from_utf8_lossy(&out.stdout)))
+            .read_quiet()
+            .with_context(|| format!("cannot look up {package}"))?;
+        Ok(parse_depends(&record))
     }
 
     /// Download a package and return the file.
@@ -233,11 +235,10 @@ impl Suite {
     pub fn download(&self, env: &Env, package: &str) -> Result<PathBuf> {
         let dir = self.dir.join("debs").join(package);
         fs::create_dir_all(&dir)?;
+        let _there = self.sh.push_dir(&dir);
         env.run(
             &format!("downloading {package}"),
-            self.apt("apt-get")
-                .args(["download", package])
-                .current_dir(&dir),
+            self.apt("apt-get").args(["download", package]),
         )?;
         let newest = fs::read_dir(&dir)?
             .filter_map(std::result::Result::ok)

@@ -2,13 +2,18 @@
 
 //! C against Rust: `cargo xtask bench`
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, path::Path};
 
 use anyhow::{ensure, Context, Result};
 use serde_json::Value;
-use xshell::{cmd, Shell};
+use xshell::cmd;
 
-use crate::{build::build_both, env::Env, guest, source::RunQuiet};
+use crate::{
+    build::build_both,
+    env::Env,
+    guest,
+    run::{shell_in, RunQuiet},
+};
 
 /// Huge pages of 2 MiB that the benchmark needs
 const HUGE_PAGES: u64 = 700;
@@ -19,8 +24,8 @@ pub struct HugePages(Option<u64>);
 const NR_HUGEPAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
 
 impl HugePages {
-    /// Have at least `count` huge pages.  It takes root; tests that need them are
-    /// skipped otherwise.
+    /// Have at least `count` huge pages.  It takes root; tests that need them
+    /// are skipped otherwise.
     pub fn reserve(env: &Env, count: u64) -> Self {
         let read = || fs::read_to_string(NR_HUGEPAGES).ok()?.trim().parse().ok();
         let Some(before) = read().filter(|n: &u64| *n < count) else {
@@ -57,8 +62,7 @@ pub fn run(
     chart: Option<&Path>,
 ) -> Result<()> {
     let builds @ [c, rust] = &build_both(env)?;
-    let sh = Shell::new()?;
-    sh.change_dir(&env.repo);
+    let sh = shell_in(&env.repo)?;
 
     let limit = env.cache.join("bench-limit");
     cmd!(sh, "cc -O2 -Wall -o {limit} bench/limit.c").run_quiet()?;
@@ -66,23 +70,19 @@ pub fn run(
 
     let _pages = HugePages::reserve(env, HUGE_PAGES);
     let tmp = env.cache.join("bench.json");
-    let mut bench = Command::new("cargo");
-    bench
-        .args(["run", "-q", "--release", "--locked", "-p", "balloon-bench"])
-        .current_dir(&env.repo)
-        .args(["--", "--reps", &reps.to_string(), "--only", only])
-        .arg("--a")
-        .arg(c.qemu())
-        .arg("--b")
-        .arg(rust.qemu())
-        .arg("--limit")
-        .arg(&limit)
-        .arg("--json")
-        .arg(&tmp);
+    let (a, b, reps) = (c.qemu(), rust.qemu(), reps.to_string());
+    let mut bench = cmd!(
+        sh,
+        "cargo run -q --release --locked -p balloon-bench --
+         --reps {reps} --only {only} --a {a} --b {b} --limit {limit} --json {tmp}"
+    );
     if let Some(chart) = chart {
-        bench.arg("--chart").arg(std::path::absolute(chart)?);
+        bench = bench.arg("--chart").arg(std::path::absolute(chart)?);
     }
-    ensure!(bench.status()?.success(), "the benchmark has failed");
+    if env.quiet {
+        bench = bench.arg("--quiet");
+    }
+    ensure!(bench.succeeds()?, "the benchmark has failed");
     let mut report: Value = serde_json::from_str(&fs::read_to_string(&tmp)?)?;
 
     if "guest".contains(only) {
@@ -93,17 +93,12 @@ pub fn run(
                 "a guest inflates and deflates 2 GiB ({} device)",
                 build.device.name()
             ));
-            let out = Command::new(build.python())
-                .arg(env.repo.join("bench/guest.py"))
+            let there = shell_in(&build.dir)?;
+            let (python, script) = (build.python(), env.repo.join("bench/guest.py"));
+            let out = cmd!(there, "{python} {script}")
                 .envs(guest::python_env(build, &assets))
-                .current_dir(&build.dir)
-                .output()?;
-            ensure!(
-                out.status.success(),
-                "{}",
-                String::from_utf8_lossy(&out.stderr)
-            );
-            let value: Value = serde_json::from_slice(&out.stdout).context("bench/guest.py")?;
+                .output_quiet()?;
+            let value: Value = serde_json::from_slice(&out).context("bench/guest.py")?;
             println!("guest, {} device: {value}", build.device.name());
             results.insert(build.device.name().to_owned(), value);
         }

@@ -7,14 +7,15 @@ use std::{
     ffi::{OsStr, OsString},
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{bail, Result};
 use clap::ValueEnum;
+use xshell::{cmd, Shell};
 
 use crate::{
     env::{remove, sha256_of, Env},
+    run::{shell_in, RunQuiet},
     source::{forget_crates, Source},
     version::QEMU,
 };
@@ -97,6 +98,7 @@ impl Tools {
     ///
     /// Fails if something cannot be downloaded or built.
     pub fn provide(env: &Env, bindgen: bool) -> Result<Self> {
+        let sh = Shell::new()?;
         let root = env.cache.join("tools");
         let requirements = env.repo.join("xtask/requirements.txt");
         let hash = sha256_of(&[&fs::read(&requirements)?]);
@@ -107,13 +109,15 @@ impl Tools {
             remove(&venv)?;
             env.run(
                 "creating a Python environment",
-                Command::new("python3").args(["-m", "venv"]).arg(&venv),
+                cmd!(sh, "python3 -m venv {venv}"),
             )?;
+            let pip = venv.join("bin/pip");
             env.run(
                 "installing meson and other Python packages",
-                Command::new(venv.join("bin/pip"))
-                    .args(["install", "--require-hashes", "--no-deps", "-r"])
-                    .arg(&requirements),
+                cmd!(
+                    sh,
+                    "{pip} install --require-hashes --no-deps -r {requirements}"
+                ),
             )?;
             fs::write(venv.join("complete"), "")?;
         }
@@ -123,10 +127,11 @@ impl Tools {
             // cargo install replaces the binary atomically
             env.run(
                 "building bindgen, which takes some minutes",
-                Command::new("cargo")
-                    .args(["install", "bindgen-cli", "--locked"])
-                    .args(["--version", BINDGEN_VERSION, "--root"])
-                    .arg(&bindgen_root),
+                cmd!(
+                    sh,
+                    "cargo install bindgen-cli --locked --version {BINDGEN_VERSION}
+                     --root {bindgen_root}"
+                ),
             )?;
         }
         Ok(Self {
@@ -179,8 +184,8 @@ impl Build {
         Self::configured(env, &env.cache, source, device, target)
     }
 
-    /// Configure a source tree, unless that was done before.  The build is below
-    /// `root`.
+    /// Configure a source tree, unless that was done before.  The build is
+    /// below `root`.
     ///
     /// # Errors
     ///
@@ -202,7 +207,7 @@ impl Build {
             tools,
             ccache: env.cache.join("ccache"),
         };
-        let args = this.configure_args();
+        let args = this.configure_args()?;
         let stamp = this.dir.join(CONFIGURED);
         let wanted = this.stamp(&args);
         if !fs::read_to_string(&stamp).is_ok_and(|s| s == wanted) {
@@ -212,18 +217,21 @@ impl Build {
         Ok(this)
     }
 
-    /// A command that runs in the build directory, with the tools in the path.
-    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
-        let mut cmd = Command::new(program);
-        cmd.current_dir(&self.dir)
-            .env("PATH", self.tools.path())
-            // Have the builds for C and Rust share what is the same in both.
-            .env("CCACHE_BASEDIR", self.ccache.parent().unwrap_or(&self.dir))
-            .env("CCACHE_NOHASHDIR", "1");
+    /// A shell in the build directory, with the tools in the path
+    ///
+    /// # Errors
+    ///
+    /// Fails if there is no current directory.
+    pub fn shell(&self) -> Result<Shell> {
+        let sh = shell_in(&self.dir)?;
+        sh.set_var("PATH", self.tools.path());
+        // Have the builds for C and Rust share what is the same in both.
+        sh.set_var("CCACHE_BASEDIR", self.ccache.parent().unwrap_or(&self.dir));
+        sh.set_var("CCACHE_NOHASHDIR", "1");
         if var_os("CCACHE_DIR").is_none() {
-            cmd.env("CCACHE_DIR", &self.ccache);
+            sh.set_var("CCACHE_DIR", &self.ccache);
         }
-        cmd
+        Ok(sh)
     }
 
     /// The Python interpreter of QEMU's build, which has all that tests need
@@ -236,7 +244,7 @@ impl Build {
         self.dir.join("pyvenv/bin/meson")
     }
 
-    fn configure_args(&self) -> Vec<String> {
+    fn configure_args(&self) -> Result<Vec<String>> {
         let mut args = vec![
             format!("--python={}", self.python().display()),
             format!("--target-list={}-softmmu", self.target.name()),
@@ -261,14 +269,15 @@ impl Build {
             ]
             .map(str::to_owned),
         );
-        if Command::new("ccache").arg("--version").output().is_ok() {
+        let sh = Shell::new()?;
+        if cmd!(sh, "ccache --version").run_quiet().is_ok() {
             args.push("--cc=ccache cc".to_owned());
         }
-        args
+        Ok(args)
     }
 
-    /// What the build directory was configured with, so that it is made again if
-    /// that changes: meson would keep the old tools and options.
+    /// What the build directory was configured with, so that it is made again
+    /// if that changes: meson would keep the old tools and options.
     fn stamp(&self, args: &[String]) -> String {
         let tools = [self.tools.bin.as_os_str(), self.tools.venv.as_os_str()];
         let parts: Vec<_> = tools
@@ -288,10 +297,8 @@ impl Build {
             self.target.name(),
             self.device.name()
         );
-        env.run(
-            &what,
-            self.command(self.source.dir.join("configure")).args(args),
-        )
+        let (sh, configure) = (self.shell()?, self.source.dir.join("configure"));
+        env.run(&what, cmd!(sh, "{configure} {args...}"))
     }
 
     /// Have all crates built again.
@@ -310,13 +317,14 @@ impl Build {
     /// Fails if something does not compile.
     pub fn ninja(&self, env: &Env, targets: &[String]) -> Result<()> {
         env.need_space(1)?;
+        let sh = self.shell()?;
         env.run(
             &format!(
                 "building {} ({} device)",
                 targets.first().map_or("QEMU", String::as_str),
                 self.device.name()
             ),
-            self.command("ninja").args(targets),
+            cmd!(sh, "ninja {targets...}"),
         )
     }
 

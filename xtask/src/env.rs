@@ -4,21 +4,19 @@
 
 use std::{
     env,
-    fmt::Write as _,
-    fs::{self, File},
-    io::{BufRead, BufReader, Write},
+    fs::{self, File, TryLockError},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use anyhow::{bail, Context, Result};
-use fs4::{FileExt, TryLockError};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressDrawTarget};
+use nix::sys::statvfs::statvfs;
 use sha2::{Digest, Sha256};
+use tempfile::{Builder, TempDir};
 
-/// How often to tell the progress, if that goes to a file
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(20);
+/// The directory in the cache that has what is needed for one command only
+const TEMPORARY: &str = "tmp";
 
 /// The environment of a command
 pub struct Env {
@@ -26,7 +24,10 @@ pub struct Env {
     pub repo: PathBuf,
     /// Everything that can be fetched or built again
     pub cache: PathBuf,
-    quiet: bool,
+    /// Shows how far several programs are
+    pub bars: MultiProgress,
+    /// Show no progress
+    pub quiet: bool,
     start: Instant,
     _lock: File,
 }
@@ -54,85 +55,62 @@ impl Env {
         fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
 
         let lock = File::create(cache.join("lock"))?;
-        // Newer versions of the standard library have methods of the same names.
-        match FileExt::try_lock(&lock) {
+        match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 eprintln!("waiting for another cargo xtask to finish");
-                FileExt::lock(&lock)?;
+                lock.lock()?;
             }
             Err(TryLockError::Error(err)) => {
                 return Err(err).with_context(|| format!("cannot lock {}", cache.display()));
             }
         }
+        // Nobody uses these any more: that takes the lock.
+        let temporary = cache.join(TEMPORARY);
+        remove(&temporary)?;
+        fs::create_dir(&temporary)?;
         Ok(Self {
             repo,
             cache,
+            bars: bars(quiet),
             quiet,
             start: Instant::now(),
             _lock: lock,
         })
     }
 
-    /// Tell what is going on, unless the user wants silence.
-    pub fn say(&self, msg: &str) {
-        if !self.quiet {
-            eprintln!("[{:4} s] {msg}", self.start.elapsed().as_secs());
+    /// An environment with its cache in the given directory, for tests
+    #[cfg(test)]
+    pub fn for_tests(dir: &Path) -> Self {
+        fs::create_dir(dir.join(TEMPORARY)).unwrap();
+        Self {
+            repo: dir.to_owned(),
+            cache: dir.to_owned(),
+            bars: bars(true),
+            quiet: true,
+            start: Instant::now(),
+            _lock: File::create(dir.join("lock")).unwrap(),
         }
     }
 
-    /// Run a command that may take long.  Its output goes to a log file in the
-    /// cache; lines that start with a number like `[12/345]` are shown as
-    /// progress.
+    /// Tell what is going on, unless the user wants silence.
+    pub fn say(&self, msg: &str) {
+        if !self.quiet {
+            let seconds = self.start.elapsed().as_secs();
+            self.bars.suspend(|| eprintln!("[{seconds:4} s] {msg}"));
+        }
+    }
+
+    /// A temporary directory on the disk of the cache.  Those that are left by
+    /// a command that was killed are removed by the next one.
     ///
     /// # Errors
     ///
-    /// If the command fails, the end of the log is part of the error.
-    pub fn run(&self, what: &str, cmd: &mut Command) -> Result<()> {
-        self.say(what);
-        let log_path = self.cache.join("last-command.log");
-        let mut log = File::create(&log_path)?;
-        let mut child = cmd
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log.try_clone()?)
-            .spawn()
-            .with_context(|| format!("cannot run {}", cmd.get_program().to_string_lossy()))?;
-
-        // It draws nothing if standard error is not a terminal.
-        let bar = if self.quiet {
-            ProgressBar::hidden()
-        } else {
-            ProgressBar::no_length()
-        };
-        bar.set_style(ProgressStyle::with_template("  [{bar:30}] {pos}/{len}")?);
-        let mut last = Instant::now();
-        if let Some(out) = child.stdout.take() {
-            for line in BufReader::new(out).split(b'\n') {
-                let line = line?;
-                log.write_all(&line)?;
-                log.write_all(b"\n")?;
-                let Some((done, all)) = progress(&String::from_utf8_lossy(&line)) else {
-                    continue;
-                };
-                bar.set_length(all);
-                bar.set_position(done);
-                if bar.is_hidden() && last.elapsed() > PROGRESS_INTERVAL {
-                    last = Instant::now();
-                    self.say(&format!("{what}: {done} of {all}"));
-                }
-            }
-        }
-        bar.finish_and_clear();
-
-        let status = child.wait()?;
-        if !status.success() {
-            let text = String::from_utf8_lossy(&fs::read(&log_path)?).into_owned();
-            let lines: Vec<_> = text.lines().collect();
-            let tail = lines[lines.len().saturating_sub(60)..].join("\n");
-            bail!("{what} failed ({status}):\n{tail}");
-        }
-        Ok(())
+    /// Fails if it cannot be created.
+    pub fn temp_dir(&self, what: &str) -> Result<TempDir> {
+        Ok(Builder::new()
+            .prefix(&format!("{what}-"))
+            .tempdir_in(self.cache.join(TEMPORARY))?)
     }
 
     /// Fail early if the disk of the cache has less than `gib` GiB left.
@@ -141,7 +119,8 @@ impl Env {
     ///
     /// Fails if there is too little space.
     pub fn need_space(&self, gib: u64) -> Result<()> {
-        let free = fs4::available_space(&self.cache)?;
+        let stat = statvfs(&self.cache)?;
+        let free = stat.blocks_available() * stat.fragment_size();
         if free < gib << 30 {
             bail!(
                 "{} has {} MiB left, but about {gib} GiB are needed; free some space or set \
@@ -154,10 +133,12 @@ impl Env {
     }
 }
 
-/// The numbers in the `[n/m]` at the start of a line of ninja's output
-fn progress(line: &str) -> Option<(u64, u64)> {
-    let (done, all) = line.strip_prefix('[')?.split_once(']')?.0.split_once('/')?;
-    Some((done.trim().parse().ok()?, all.trim().parse().ok()?))
+fn bars(quiet: bool) -> MultiProgress {
+    MultiProgress::with_draw_target(if quiet {
+        ProgressDrawTarget::hidden()
+    } else {
+        ProgressDrawTarget::stderr()
+    })
 }
 
 /// SHA-256 of a file, in hexadecimal
@@ -169,7 +150,7 @@ pub fn sha256(path: &Path) -> Result<String> {
     let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     let mut hash = Sha256::new();
     std::io::copy(&mut file, &mut hash)?;
-    Ok(hex(&hash.finalize()))
+    Ok(format!("{:x}", hash.finalize()))
 }
 
 /// SHA-256 of a number of byte strings, in hexadecimal
@@ -179,12 +160,12 @@ pub fn sha256_of(parts: &[&[u8]]) -> String {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
-    hex(&hash.finalize())
+    format!("{:x}", hash.finalize())
 }
 
 /// SHA-256 of a byte string, in hexadecimal
 pub fn hash_bytes(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
+    format!("{:x}", Sha256::digest(bytes))
 }
 
 /// An error as part of another one, without the log of a command that has
@@ -206,13 +187,6 @@ pub fn one_line(err: &anyhow::Error) -> String {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut s, b| {
-        let _ = write!(s, "{b:02x}");
-        s
-    })
-}
-
 /// Remove a file or directory, if it is there.
 ///
 /// # Errors
@@ -227,18 +201,23 @@ pub fn remove(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Put a directory that is complete where it belongs, in place of what is
+/// there.
+///
+/// # Errors
+///
+/// Fails if they are on different disks, for example.
+pub fn replace_dir(complete: &Path, dir: &Path) -> Result<()> {
+    if let Some(parent) = dir.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    remove(dir)?;
+    Ok(fs::rename(complete, dir)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ninja_progress() {
-        assert_eq!(progress("[12/345] Compiling x.c"), Some((12, 345)));
-        assert_eq!(progress("[ 3/45] x"), Some((3, 45)));
-        assert_eq!(progress("[note] no numbers"), None);
-        assert_eq!(progress("FAILED: x.o"), None);
-        assert_eq!(progress("["), None);
-    }
 
     #[test]
     fn errors_in_one_line() {
@@ -247,6 +226,23 @@ mod tests {
         assert_eq!(one_line(&anyhow::anyhow!("short")), "short");
         let git = anyhow::anyhow!("x failed:\nfatal: no\nPlease check\n");
         assert_eq!(one_line(&git), "x failed: fatal: no");
+    }
+
+    #[test]
+    fn temporary_directories_go_away() {
+        let tmp = tempfile::tempdir().unwrap();
+        let env = Env::for_tests(tmp.path());
+        let dir = env.temp_dir("x").unwrap();
+        let path = dir.path().to_owned();
+        assert!(path.starts_with(&env.cache) && path.is_dir());
+        drop(dir);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn known_hash() {
+        let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        assert_eq!(hash_bytes(b""), empty);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
-    process::{Command, ExitCode},
+    process::ExitCode,
 };
 
 use anyhow::{bail, Context, Result};
@@ -17,8 +17,8 @@ use xshell::{cmd, Shell};
 use crate::{
     apt,
     build::{Build, Device, Target},
-    env::{remove, sha256_of, Env},
-    source::RunQuiet,
+    env::{replace_dir, sha256_of, Env},
+    run::{shell_in, RunQuiet},
     version::KERNELS,
 };
 
@@ -60,31 +60,52 @@ pub struct Assets {
     pub release: String,
 }
 
-/// Get the kernel of a Debian suite, and make an initramfs for it.
+impl Assets {
+    /// What is, or will be, in a directory
+    fn in_dir(dir: &Path, release: String) -> Self {
+        Self {
+            kernel: dir.join("vmlinuz"),
+            initrd: dir.join("initrd.gz"),
+            release,
+        }
+    }
+}
+
+/// Where the guest with the kernel of a Debian suite is
+fn guest_dir(env: &Env, suite: &str) -> PathBuf {
+    let hash = sha256_of(&[INIT.as_bytes(), MODULES.join(" ").as_bytes()]);
+    env.cache
+        .join("guest")
+        .join(format!("{suite}-amd64-{}", &hash[..12]))
+}
+
+/// Get the kernel of a Debian suite, and make an initramfs for it, unless that
+/// was done before.
 ///
 /// # Errors
 ///
 /// Fails if the kernel cannot be downloaded, or has no balloon driver.
 pub fn provision(env: &Env, suite: &str) -> Result<Assets> {
-    let hash = sha256_of(&[INIT.as_bytes(), MODULES.join(" ").as_bytes()]);
-    let dir = env
-        .cache
-        .join("guest")
-        .join(format!("{suite}-amd64-{}", &hash[..12]));
-    let assets = |release| Assets {
-        kernel: dir.join("vmlinuz"),
-        initrd: dir.join("initrd.gz"),
-        release,
-    };
-    if let Ok(release) = fs::read_to_string(dir.join("release")) {
-        return Ok(assets(release));
+    let dir = guest_dir(env, suite);
+    match fs::read_to_string(dir.join("release")) {
+        Ok(release) => Ok(Assets::in_dir(&dir, release)),
+        Err(_) => renew(env, suite),
     }
+}
 
+/// Get the kernel that a Debian suite has now.
+///
+/// # Errors
+///
+/// Fails if the kernel cannot be downloaded, or has no balloon driver.
+pub fn renew(env: &Env, suite: &str) -> Result<Assets> {
+    let dir = guest_dir(env, suite);
     apt::ensure_packages(env, apt::GUEST_PACKAGES)?;
-    let tmp = dir.with_extension("tmp");
-    remove(&tmp)?;
-    let (root, initramfs) = (tmp.join("root"), tmp.join("initramfs"));
-    fs::create_dir_all(&root)?;
+    let tmp = env.temp_dir("guest")?;
+    let (root, initramfs) = (tmp.path().join("root"), tmp.path().join("initramfs"));
+    let guest = tmp.path().join("guest");
+    fs::create_dir(&root)?;
+    fs::create_dir(&guest)?;
 
     let sh = Shell::new()?;
     let repo = apt::Suite::new(env, suite, "amd64")?;
@@ -98,11 +119,11 @@ pub fn provision(env: &Env, suite: &str) -> Result<Assets> {
         .find_map(|entry| Some((entry.path().to_owned(), release_of(entry.path())?)))
         .context("the kernel package contains no vmlinuz")?;
     env.say(&format!("making an initramfs for Linux {release}"));
-    fs::copy(&kernel, tmp.join("vmlinuz"))?;
+    fs::copy(&kernel, guest.join("vmlinuz"))?;
 
     // Debian's newer packages have everything below /usr
     let base = if root.join("lib/modules").exists() {
-        root.clone()
+        root
     } else {
         root.join("usr")
     };
@@ -120,8 +141,7 @@ pub fn provision(env: &Env, suite: &str) -> Result<Assets> {
         let dest = initramfs.join(format!("modules/{i:02}-{name}.ko"));
         let src = modules.join(module);
         if module.ends_with(".xz") {
-            let data = Command::new("xz").arg("-dc").arg(&src).output()?;
-            fs::write(dest, data.stdout)?;
+            fs::write(dest, cmd!(sh, "xz -dc {src}").output_quiet()?)?;
         } else {
             fs::copy(src, dest)?;
         }
@@ -130,19 +150,16 @@ pub fn provision(env: &Env, suite: &str) -> Result<Assets> {
     fs::write(&init, INIT)?;
     cmd!(sh, "chmod 755 {init}").run_quiet()?;
     sh.change_dir(&initramfs);
-    let initrd = tmp.join("initrd.gz");
+    let initrd = guest.join("initrd.gz");
     cmd!(
         sh,
         "sh -c 'find . | cpio -o -H newc --quiet -R 0:0 | gzip -1 > \"$0\"' {initrd}"
     )
     .run_quiet()?;
 
-    fs::write(tmp.join("release"), &release)?;
-    remove(&root)?;
-    remove(&initramfs)?;
-    remove(&dir)?;
-    fs::rename(&tmp, &dir)?;
-    Ok(assets(release))
+    fs::write(guest.join("release"), &release)?;
+    replace_dir(&guest, &dir)?;
+    Ok(Assets::in_dir(&dir, release))
 }
 
 /// The release of a kernel image: `boot/vmlinuz-RELEASE`, or (since Debian 14)
@@ -243,8 +260,8 @@ pub fn stock_qemu(env: &Env) -> Result<Option<(PathBuf, String)>> {
 
 /// The version of a QEMU; `None` if it cannot be run.
 fn qemu_version(path: &Path) -> Option<String> {
-    let out = Command::new(path).arg("--version").output().ok()?;
-    let text = String::from_utf8(out.stdout).ok()?;
+    let sh = Shell::new().ok()?;
+    let text = cmd!(sh, "{path} --version").read_quiet().ok()?;
     let version = text.strip_prefix("QEMU emulator version ")?;
     Some(version.split_whitespace().next()?.to_owned())
 }
@@ -255,13 +272,12 @@ fn backported_qemu(env: &Env) -> Result<PathBuf> {
     let dir = env.cache.join("guest").join(format!("qemu-{suite}"));
     let path = dir.join("usr/bin/qemu-system-x86_64");
     if !path.exists() {
-        let tmp = dir.with_extension("tmp");
-        remove(&tmp)?;
+        let tmp = env.temp_dir("qemu")?;
+        let root = tmp.path().join("root");
         let deb = apt::Suite::new(env, &suite, "amd64")?.download(env, "qemu-system-x86")?;
         let sh = Shell::new()?;
-        cmd!(sh, "dpkg-deb -x {deb} {tmp}").run_quiet()?;
-        remove(&dir)?;
-        fs::rename(&tmp, &dir)?;
+        cmd!(sh, "dpkg-deb -x {deb} {root}").run_quiet()?;
+        replace_dir(&root, &dir)?;
     }
     Ok(path)
 }
@@ -293,12 +309,12 @@ pub fn demo(env: &Env) -> Result<ExitCode> {
     build.build_qemu(env)?;
     let assets = provision(env, SUITE)?;
 
-    let status = Command::new(build.python())
-        .arg(env.repo.join("xtask/demo.py"))
+    let sh = shell_in(&build.dir)?;
+    let (python, script) = (build.python(), env.repo.join("xtask/demo.py"));
+    let survived = cmd!(sh, "{python} {script}")
         .envs(python_env(&build, &assets))
-        .current_dir(&build.dir)
-        .status()?;
-    Ok(if status.success() {
+        .succeeds()?;
+    Ok(if survived {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

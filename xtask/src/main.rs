@@ -8,6 +8,7 @@ mod build;
 mod env;
 mod guest;
 mod manifest;
+mod run;
 mod series;
 mod source;
 mod test;
@@ -53,8 +54,9 @@ enum Cmd {
         #[command(flatten)]
         what: What,
         /// Source of QEMU: a directory, a tarball, or a git repository
-        /// [default: the version that the series is made for, from the directory
-        /// `QEMU_SOURCES`, the Debian mirror or upstream's repository]
+        /// [default: the version that the series is made for, from the
+        /// directory `QEMU_SOURCES`, the Debian mirror or upstream's
+        /// repository]
         #[arg(long)]
         qemu_src: Option<String>,
     },
@@ -96,8 +98,8 @@ enum Cmd {
         #[arg(long)]
         chart: Option<PathBuf>,
     },
-    /// Write down which files the pinned tarball of QEMU has, for those who work
-    /// on a new version
+    /// Write down which files the pinned tarball of QEMU has, for those who
+    /// work on a new version
     #[command(hide = true)]
     Manifest,
     /// Export all as a series of patches for git am

@@ -6,28 +6,29 @@
 //! A manifest has a line for each file: eight hexadecimal digits of the
 //! SHA-256 of its content, a letter (`f`, `x` if it is executable, `l` if it is
 //! a symbolic link) and its path.  That makes it small, and suffices to name a
-//! file that differs, but not to tell that no file was tampered with.  A hash of
-//! the whole does that: the SHA-256 of such lines with all 64 digits, sorted,
-//! which stands in `version.rs`.
+//! file that differs, but not to tell that no file was tampered with.  A hash
+//! of the whole does that: the SHA-256 of such lines with all 64 digits,
+//! sorted, which stands in `version.rs`.
 //!
 //! Git submodules (the sources of firmware, and of the containers of upstream's
-//! CI) are left out: no build of ours uses them, a clone does not have them, and
-//! they are two thirds of the files.
+//! CI) are left out: no build of ours uses them, a clone does not have them,
+//! and they are two thirds of the files.
 
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
-    fs::{self, File},
+    fs,
     os::unix::{ffi::OsStrExt, fs::PermissionsExt},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
 };
 
 use anyhow::{bail, ensure, Context, Result};
 use walkdir::WalkDir;
+use xshell::{cmd, Shell};
 
 use crate::{
-    env::{hash_bytes, remove, sha256, Env},
+    env::{hash_bytes, sha256, Env},
+    run::RunQuiet,
     source,
     version::QEMU,
 };
@@ -132,25 +133,17 @@ fn verify(dir: &Path, manifest: &str, tree_sha256: &str) -> Result<()> {
     Ok(())
 }
 
-/// Check that a tree has all files of the pinned tarball, with the same content.
+/// Check that a tree has all files of the pinned tarball, with the same
+/// content.
 ///
 /// # Errors
 ///
 /// Fails if that is not so, or if the manifest cannot be read.
 pub fn check(env: &Env, dir: &Path) -> Result<()> {
     let path = env.repo.join(QEMU.manifest);
-    let out = Command::new("xz")
-        .arg("-dc")
-        .arg(&path)
-        .output()
-        .context("cannot run xz")?;
-    ensure!(
-        out.status.success(),
-        "cannot read {}: {}",
-        path.display(),
-        String::from_utf8_lossy(&out.stderr).trim_end()
-    );
-    verify(dir, &String::from_utf8(out.stdout)?, QEMU.tree_sha256)
+    let sh = Shell::new()?;
+    let text = cmd!(sh, "xz -dc {path}").output_quiet()?;
+    verify(dir, &String::from_utf8(text)?, QEMU.tree_sha256)
 }
 
 /// Write the manifest of the pinned tarball, and return the hash of the whole.
@@ -160,26 +153,14 @@ pub fn check(env: &Env, dir: &Path) -> Result<()> {
 /// Fails if the tarball cannot be obtained.
 pub fn write(env: &Env) -> Result<String> {
     let tarball = source::pinned_tarball(env)?;
-    let dir = env.cache.join("manifest.tmp");
-    remove(&dir)?;
-    fs::create_dir_all(&dir)?;
-    source::untar(env, &tarball, &dir)?;
-    let result = generate(&dir);
-    remove(&dir)?;
-    let (text, hash) = result?;
+    let dir = env.temp_dir("manifest")?;
+    source::untar(env, &tarball, dir.path())?;
+    let (text, hash) = generate(dir.path())?;
 
     let path = env.repo.join(QEMU.manifest);
     let tmp = path.with_extension("part");
-    let mut child = Command::new("xz")
-        .args(["-9e", "-c"])
-        .stdin(Stdio::piped())
-        .stdout(File::create(&tmp)?)
-        .spawn()
-        .context("cannot run xz")?;
-    if let Some(mut stdin) = child.stdin.take() {
-        std::io::Write::write_all(&mut stdin, text.as_bytes())?;
-    }
-    ensure!(child.wait()?.success(), "xz has failed");
+    let sh = Shell::new()?;
+    fs::write(&tmp, cmd!(sh, "xz -9e -c").stdin(text).output_quiet()?)?;
     fs::rename(&tmp, &path)?;
     Ok(hash)
 }
@@ -189,7 +170,6 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use tempfile::tempdir;
-    use xshell::{cmd, Shell};
 
     use super::*;
 

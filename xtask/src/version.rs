@@ -5,8 +5,9 @@
 //!
 //! Nothing else in xtask is specific to a version.  For another one, edit this
 //! table, run `cargo xtask manifest`, which tells the value of `tree_sha256`,
-//! and port the patches.  `requirements.txt` follows `pythondeps.toml` in QEMU's
-//! tree, and `patches/debian-source/overlays` follows `subprojects/*.wrap`.
+//! and port the patches.  `requirements.txt` follows `pythondeps.toml` in
+//! QEMU's tree, and `patches/debian-source/overlays` follows
+//! `subprojects/*.wrap`.
 
 /// What is known of a version of QEMU
 #[derive(Clone, Copy, Debug)]

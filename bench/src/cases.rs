@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! What is measured
+
+use std::fmt::Write as _;
+
+use qtest_client::rng::Rng;
+
+use crate::ring::{ELEMENT, ELEMENTS};
+
+/// Pages in a full ring
+pub const PAGES: usize = ELEMENT * ELEMENTS;
+
+/// What backs the guest's memory
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Backing {
+    pub name: &'static str,
+    /// Options for QEMU
+    pub args: &'static [&'static str],
+    /// Whether it may consist of transparent huge pages
+    pub thp: bool,
+}
+
+/// All kinds of memory
+pub const BACKINGS: [Backing; 4] = [
+    Backing {
+        name: "thp",
+        args: &[],
+        thp: true,
+    },
+    Backing {
+        name: "nothp",
+        args: &[],
+        thp: false,
+    },
+    Backing {
+        name: "memfd",
+        args: &[
+            "-object",
+            "memory-backend-memfd,id=ram0,size=512M,share=on",
+            "-machine",
+            "memory-backend=ram0",
+        ],
+        thp: true,
+    },
+    Backing {
+        name: "hugetlb",
+        args: &[
+            "-object",
+            "memory-backend-memfd,id=ram0,size=512M,hugetlb=on,hugetlbsize=2M",
+            "-machine",
+            "memory-backend=ram0",
+        ],
+        thp: true,
+    },
+];
+
+/// In which order the driver sends the PFNs
+pub const ORDERS: [&str; 4] = ["descending", "ascending", "runs", "random"];
+
+/// The smallest acceptable ratio of C to Rust
+pub fn target(case: &str) -> Option<f64> {
+    Some(match case {
+        "inflate descending thp element" | "inflate ascending thp element" => 20.0,
+        "inflate descending thp ring" | "inflate ascending thp ring" => 50.0,
+        "inflate runs thp ring" => 12.0,
+        "inflate random thp ring" => 2.2,
+        "inflate descending memfd ring" => 6.0,
+        "deflate descending thp ring" => 40.0,
+        _ => return None,
+    })
+}
+
+/// The PFNs of a full ring, relative to the region
+pub fn pfns(order: &str) -> Vec<u32> {
+    let n = PAGES as u32;
+    let mut rng = Rng::new(1);
+    match order {
+        "descending" => (0..n).rev().collect(),
+        "ascending" => (0..n).collect(),
+        "random" => {
+            // Every second page, so that none is next to another
+            let mut list: Vec<u32> = (0..n).map(|i| 2 * i).collect();
+            rng.shuffle(&mut list);
+            list
+        }
+        _ => {
+            // Runs of 1 to 64 with a page between them
+            let (mut runs, mut count, mut next) = (Vec::new(), 0, 0);
+            while count < n {
+                let len = (1 + rng.below(64) as u32).min(n - count);
+                runs.push(next..next + len);
+                count += len;
+                next += len + 1;
+            }
+            rng.shuffle(&mut runs);
+            runs.into_iter().flatten().collect()
+        }
+    }
+}
+
+/// The runs that are left of the PFNs in each group, as input for the program
+/// that measures the limit
+pub fn runs(pfns: &[u32], group_size: usize) -> String {
+    let mut text = String::new();
+    for group in pfns.chunks(group_size) {
+        let mut sorted = group.to_vec();
+        sorted.sort_unstable();
+        for run in sorted.chunk_by(|a, b| *b == a + 1) {
+            let _ = writeln!(text, "{} {}", run[0], run.len());
+        }
+        text.push('\n');
+    }
+    text
+}

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! The results, as a table, JSON and a chart
+
+use std::{collections::BTreeMap, fmt::Write as _, path::Path};
+
+use anyhow::Result;
+use plotters::prelude::*;
+use serde::Serialize;
+
+use crate::cases::target;
+
+/// Nanoseconds for a page, one for each repetition
+#[derive(Default, Serialize)]
+pub struct Row {
+    pub c: Vec<f64>,
+    pub rust: Vec<f64>,
+    /// The bare system calls; the better of the two ways
+    pub limit: Vec<f64>,
+}
+
+/// The results of all cases, by name
+pub type Rows = BTreeMap<String, Row>;
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_unstable_by(f64::total_cmp);
+    match sorted.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => sorted[n / 2],
+        n => (sorted[n / 2 - 1] + sorted[n / 2]) / 2.0,
+    }
+}
+
+/// Half the distance between the smallest and the largest value, in percent of
+/// the median
+fn spread(values: &[f64]) -> f64 {
+    let max = values.iter().copied().fold(f64::MIN, f64::max);
+    let min = values.iter().copied().fold(f64::MAX, f64::min);
+    50.0 * (max - min) / median(values)
+}
+
+/// What `--json` has
+#[derive(Serialize)]
+pub struct Report<'a> {
+    pub repetitions: usize,
+    pub ns_per_page: &'a Rows,
+    /// Milliseconds; C, Rust
+    pub worst_monitor_latency: Option<[f64; 2]>,
+    /// Of 512; C, Rust
+    pub huge_pages_freed: Option<[u64; 2]>,
+}
+
+/// A table for people
+pub fn table(rows: &Rows) -> String {
+    let mut text = String::new();
+    text += "| case | C ns/page | Rust ns/page | limit ns/page | C/Rust | target | Rust/limit |\n";
+    text += "|---|---|---|---|---|---|---|\n";
+    for (name, row) in rows {
+        let (c, rust, limit) = (median(&row.c), median(&row.rust), median(&row.limit));
+        let cell = |value: f64, list: &[f64]| {
+            if list.is_empty() {
+                String::new()
+            } else {
+                format!("{value:.0} ± {:.0} %", spread(list))
+            }
+        };
+        let target = target(name);
+        let verdict = target.map_or_else(String::new, |t| {
+            let met = if c / rust >= t { "met" } else { "MISSED" };
+            format!("{t}: {met}")
+        });
+        let of_limit = if row.limit.is_empty() {
+            String::new()
+        } else {
+            format!("{:.2}", rust / limit)
+        };
+        let _ = writeln!(
+            text,
+            "| {name} | {} | {} | {} | {:.1} | {verdict} | {of_limit} |",
+            cell(c, &row.c),
+            cell(rust, &row.rust),
+            cell(limit, &row.limit),
+            c / rust,
+        );
+    }
+    text
+}
+
+/// Inflating with full rings, as bars on a logarithmic scale
+pub fn chart(path: &Path, rows: &Rows) -> Result<()> {
+    let cases: Vec<_> = rows
+        .iter()
+        .filter(|(name, row)| {
+            name.starts_with("inflate") && name.ends_with("ring") && !row.limit.is_empty()
+        })
+        .collect();
+    let height = 90 + 48 * cases.len() as u32;
+    let root = SVGBackend::new(path, (960, height)).into_drawing_area();
+    root.fill(&WHITE)?;
+    let mut chart = ChartBuilder::on(&root)
+        .caption(
+            "Inflating the balloon, full ring: ns per page",
+            ("sans-serif", 20),
+        )
+        .margin(12)
+        .x_label_area_size(36)
+        .y_label_area_size(210)
+        .build_cartesian_2d((5f64..40_000f64).log_scale(), 0f64..cases.len() as f64)?;
+    let label = |y: &f64| {
+        let index = (y - 0.5).round();
+        if (y - 0.5 - index).abs() > 0.01 || index < 0.0 {
+            return String::new();
+        }
+        cases
+            .get(index as usize)
+            .map_or_else(String::new, |(name, _)| {
+                name.trim_start_matches("inflate ")
+                    .trim_end_matches(" ring")
+                    .to_owned()
+            })
+    };
+    chart
+        .configure_mesh()
+        .disable_y_mesh()
+        .y_labels(2 * cases.len() + 1)
+        .y_label_formatter(&label)
+        .x_desc("ns per 4 KiB page, logarithmic; shorter is better")
+        .draw()?;
+
+    type Get = fn(&Row) -> &Vec<f64>;
+    let series: [(&str, RGBColor, Get); 3] = [
+        ("C", RGBColor(190, 90, 70), |row| &row.c),
+        ("Rust", RGBColor(60, 110, 180), |row| &row.rust),
+        ("system calls alone", RGBColor(150, 150, 150), |row| {
+            &row.limit
+        }),
+    ];
+    for (i, (name, color, get)) in series.into_iter().enumerate() {
+        let bars = cases.iter().enumerate().map(|(y, (_, row))| {
+            let low = y as f64 + 0.14 + 0.24 * (2 - i) as f64;
+            let value = median(get(row)).clamp(5.0, 40_000.0);
+            Rectangle::new([(5.0, low), (value, low + 0.22)], color.filled())
+        });
+        chart
+            .draw_series(bars)?
+            .label(name)
+            .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 14, y + 5)], color.filled()));
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::LowerRight)
+        .background_style(WHITE.mix(0.8))
+        .border_style(BLACK)
+        .draw()?;
+    root.present()?;
+    Ok(())
+}

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! QMP commands, and events
+
+use anyhow::{Context, Result};
+use serde_json::{json, Value};
+
+use super::Lockstep;
+use crate::{differences::Difference, effects::Effects, op::Op};
+
+fn mask_times(value: &mut Value) -> bool {
+    match value["return"].get_mut("last-update") {
+        Some(time) if time.as_i64() != Some(0) => {
+            *time = json!("masked");
+            true
+        }
+        _ => false,
+    }
+}
+
+impl Lockstep {
+    pub(super) fn run_qmp(
+        &mut self,
+        command: &str,
+        op: &Op,
+        list: &mut Vec<String>,
+        effects: &mut Effects,
+    ) -> Result<()> {
+        for qemu in &mut self.qemu {
+            qemu.qmp_send(command)?;
+        }
+        let mut answers = Vec::new();
+        for (qemu, name) in self.qemu.iter_mut().zip(["A", "B"]) {
+            answers.push(
+                qemu.qmp_reply()
+                    .with_context(|| format!("QMP of device {name}"))?,
+            );
+            if *op == Op::SystemReset {
+                qemu.wait_event("RESET")?;
+            }
+        }
+        let different = answers[0] != answers[1];
+        if answers[0].get("error").is_some() {
+            effects.qmp_errors += 1;
+        } else {
+            effects.qmp_results += 1;
+        }
+        let mut masked = false;
+        for answer in &mut answers {
+            masked |= mask_times(answer);
+        }
+        effects.stats += u64::from(masked);
+        if different && answers[0] == answers[1] {
+            effects.name(Difference::LastUpdate);
+        }
+        if answers[0] != answers[1]
+            && matches!(answers[0]["return"]["queue-index"].as_u64(), Some(0 | 1))
+        {
+            for answer in &mut answers {
+                answer["return"]["signalled-used"] = Value::Null;
+                answer["return"]["signalled-used-valid"] = Value::Null;
+            }
+            if answers[0] == answers[1] {
+                effects.name(Difference::BatchNotification);
+            }
+        }
+        if answers[0] != answers[1] && self.bad_pages && self.both_broken()? {
+            for name in [
+                "used-idx",
+                "inuse",
+                "signalled-used",
+                "signalled-used-valid",
+            ] {
+                for answer in &mut answers {
+                    answer["return"][name] = Value::Null;
+                }
+            }
+            effects.name(Difference::ErrorInBatch);
+        }
+        if answers[0] != answers[1] {
+            list.push(format!("QMP: A: {}\n     B: {}", answers[0], answers[1]));
+        }
+        Ok(())
+    }
+
+    pub(super) fn compare_events(
+        &mut self,
+        list: &mut Vec<String>,
+        effects: &mut Effects,
+    ) -> Result<()> {
+        let a = self.qemu[0].take_events()?;
+        let b = self.qemu[1].take_events()?;
+        if a != b {
+            list.push(format!("events: A: {}, B: {}", json!(a), json!(b)));
+        }
+        for event in a {
+            let name = event["event"].as_str().unwrap_or("?").to_owned();
+            *effects.events.entry(name).or_default() += 1;
+        }
+        Ok(())
+    }
+}

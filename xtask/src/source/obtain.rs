@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! Where QEMU's source comes from
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{anyhow, bail, ensure, Context, Result};
+use xshell::{cmd, Shell};
+
+use crate::{
+    apt,
+    build::Tools,
+    env::{one_line, remove, sha256, Env},
+    manifest,
+    run::RunQuiet,
+    version::QEMU,
+};
+
+/// The variable that names a directory with source tarballs
+const SOURCES_VAR: &str = "QEMU_SOURCES";
+
+/// The variable that names a repository to use instead of upstream's, for
+/// example a mirror of it
+const REPOSITORY_VAR: &str = "QEMU_REPOSITORY";
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Get the source that the series is made for, from where it can be had.
+pub(super) fn obtain(env: &Env, dir: &Path) -> Result<()> {
+    if let Some(tarball) = tarball_in(variable(SOURCES_VAR).as_deref())? {
+        return untar(env, &tarball, dir);
+    }
+    let Err(no_tarball) = download_tarball(env).and_then(|tarball| untar(env, &tarball, dir))
+    else {
+        return Ok(());
+    };
+
+    let url = variable(REPOSITORY_VAR).unwrap_or_else(|| QEMU.repository.to_owned());
+    env.say(&format!(
+        "cannot get {} from Debian's mirror: trying {url}",
+        QEMU.tarball_name()
+    ));
+    remove(dir)?;
+    clone_of_upstream(env, &url, dir).map_err(|no_clone| {
+        anyhow!(
+            "cannot get QEMU {}: neither from Debian's mirror ({}), nor from {url} ({}); put {} \
+             into a directory and name that in {SOURCES_VAR}, or give a source tree, a tarball or \
+             a git repository with --qemu-src",
+            QEMU.number,
+            one_line(&no_tarball),
+            one_line(&no_clone),
+            QEMU.tarball_name()
+        )
+    })
+}
+
+/// The pinned tarball
+///
+/// # Errors
+///
+/// Fails if it is neither in the directory that the user has named nor on
+/// Debian's mirror.
+pub fn pinned_tarball(env: &Env) -> Result<PathBuf> {
+    match tarball_in(variable(SOURCES_VAR).as_deref())? {
+        Some(tarball) => Ok(tarball),
+        None => download_tarball(env),
+    }
+}
+
+/// The pinned tarball in a directory, if the directory has it
+fn tarball_in(dir: Option<&str>) -> Result<Option<PathBuf>> {
+    let Some(dir) = dir else {
+        return Ok(None);
+    };
+    ensure!(
+        Path::new(dir).is_dir(),
+        "{SOURCES_VAR}={dir}: there is no such directory; unset it, or name one with {}",
+        QEMU.tarball_name()
+    );
+    let tarball = Path::new(dir).join(QEMU.tarball_name());
+    if !tarball.exists() {
+        return Ok(None);
+    }
+    ensure!(
+        sha256(&tarball)? == QEMU.tarball_sha256,
+        "{} is not the tarball of QEMU {} (its SHA-256 is not {}); remove or replace it",
+        tarball.display(),
+        QEMU.number,
+        QEMU.tarball_sha256
+    );
+    Ok(Some(tarball))
+}
+
+fn download_tarball(env: &Env) -> Result<PathBuf> {
+    let tarball = env.cache.join("dl").join(QEMU.tarball_name());
+    let uri = apt::mirror(env)? + QEMU.tarball;
+    apt::download(env, &uri, &tarball, QEMU.tarball_sha256)?;
+    Ok(tarball)
+}
+
+/// Clone upstream's repository; the result has the files of the pinned tarball.
+fn clone_of_upstream(env: &Env, url: &str, dir: &Path) -> Result<()> {
+    git_clone(env, url, &["--depth=1", "--branch", QEMU.tag], dir)?;
+    check_version(dir)?;
+    provide_subprojects(env, None, dir)?;
+    env.say("comparing the files with those of the tarball");
+    manifest::check(env, dir)
+        .with_context(|| format!("{} there is not QEMU {}", QEMU.tag, QEMU.number))
+}
+
+/// Get a source that the user has given.
+pub(super) fn copy_of_user(env: &Env, src: &str, dir: &Path) -> Result<()> {
+    let path = Path::new(src);
+    if path.is_file() {
+        untar(env, path, dir)
+            .map_err(|err| anyhow!("--qemu-src {src}: cannot unpack this: {}", one_line(&err)))
+    } else if path.join(".git").exists() || path.join("HEAD").exists() {
+        git_clone(env, src, &[], dir)
+    } else if path.join("VERSION").exists() {
+        let (sh, all) = (Shell::new()?, path.join("."));
+        env.run(
+            "copying the source tree",
+            cmd!(sh, "cp -a --no-preserve=ownership {all} {dir}"),
+        )
+    } else if src.contains("://") {
+        git_clone(env, src, &["--depth=1", "--branch", QEMU.tag], dir)
+            .map_err(|err| anyhow!("--qemu-src {src}: cannot clone this: {}", one_line(&err)))
+    } else {
+        bail!(
+            "--qemu-src {src}: neither a source tree of QEMU, nor a tarball, nor a git repository"
+        )
+    }
+}
+
+/// Get the subprojects that upstream keeps in other repositories, and that are
+/// part of the tarball.  The commit is pinned by QEMU's wrap files.
+pub(super) fn provide_subprojects(env: &Env, src: Option<&Path>, dir: &Path) -> Result<()> {
+    let below = |tree: &Path, name: &str| tree.join("subprojects").join(name);
+    let mut missing = Vec::new();
+    for name in QEMU.subprojects {
+        let dest = below(dir, name);
+        if dest.exists() {
+            continue;
+        }
+        let users = src.map(|src| below(src, name)).filter(|path| path.is_dir());
+        if let Some(users) = users {
+            let sh = Shell::new()?;
+            cmd!(sh, "cp -a --no-preserve=ownership {users} {dest}").run_quiet()?;
+        } else {
+            missing.push(*name);
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+
+    let tools = Tools::provide(env, false)?;
+    let (sh, meson, names) = (Shell::new()?, tools.venv.join("bin/meson"), &missing);
+    env.run(
+        &format!("downloading {}", missing.join(", ")),
+        cmd!(
+            sh,
+            "{meson} subprojects download --sourcedir {dir} {names...}"
+        ),
+    )?;
+    for name in &missing {
+        ensure!(
+            below(dir, name).is_dir(),
+            "meson has not downloaded subprojects/{name}"
+        );
+    }
+    Ok(())
+}
+
+/// Unpack a tarball, whose files are all in one directory.
+///
+/// # Errors
+///
+/// Fails if it is no tarball.
+pub fn untar(env: &Env, tarball: &Path, dir: &Path) -> Result<()> {
+    let sh = Shell::new()?;
+    env.run(
+        "unpacking QEMU",
+        cmd!(
+            sh,
+            "tar --no-same-owner --strip-components=1 -xf {tarball} -C {dir}"
+        ),
+    )
+}
+
+fn git_clone(env: &Env, src: &str, args: &[&str], dir: &Path) -> Result<()> {
+    let sh = Shell::new()?;
+    // The user's configuration has to do with proxies, but not with what the files
+    // contain.
+    let config = ["core.autocrlf=false", "advice.detachedHead=false"].map(|c| format!("-c{c}"));
+    env.run(
+        &format!("cloning {src}"),
+        cmd!(sh, "git clone -q {config...} {args...} {src} {dir}").env("GIT_TERMINAL_PROMPT", "0"),
+    )
+}
+
+pub(super) fn check_version(dir: &Path) -> Result<()> {
+    let version = fs::read_to_string(dir.join("VERSION"))
+        .context("this is not a source tree of QEMU: it has no file called VERSION")?;
+    ensure!(
+        QEMU.is_supported(&version),
+        "this is QEMU {}, but the series is for {}.x; give a source tree, a tarball or a git \
+         repository of QEMU {} with --qemu-src",
+        version.trim(),
+        QEMU.stable,
+        QEMU.number
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tarballs_of_the_user() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = tmp.path().to_str();
+        let error = |sources: Option<&str>| tarball_in(sources).unwrap_err().to_string();
+        assert_eq!(tarball_in(None).unwrap(), None);
+        assert_eq!(tarball_in(dir).unwrap(), None);
+
+        let tarball = tmp.path().join(QEMU.tarball_name());
+        fs::write(&tarball, "something else").unwrap();
+        assert!(error(dir).contains(tarball.to_str().unwrap()));
+        let nowhere = tmp.path().join("nowhere");
+        assert!(error(nowhere.to_str()).contains("no such directory"));
+    }
+}

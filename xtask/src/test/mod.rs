@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! Runs the test suites, with the runners that they are made for
+
+mod functional;
+mod interfaces;
+mod qtest;
+mod results;
+mod unit;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use xshell::cmd;
+
+use self::{
+    functional::{functional, Kernel},
+    qtest::qtest,
+    results::{Count, PASS},
+    unit::unit,
+};
+use crate::{
+    build::{build_both, Device, Target},
+    env::Env,
+    run::{shell_in, RunQuiet},
+    series,
+};
+
+/// A group of tests
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Suite {
+    /// Everything that runs in seconds: unit tests, lints, formatting
+    Unit,
+    /// The device under QEMU's qtest, without a guest
+    Qtest,
+    /// Guests that boot Linux
+    Functional,
+    /// Random operations on both devices, which have to act alike
+    Differential,
+    /// The exported series of patches
+    Series,
+}
+
+/// What the user has chosen
+#[derive(Args)]
+pub struct Options {
+    /// Implementation of the balloon device, for qtest and functional
+    /// [default: both]
+    #[arg(long, value_enum)]
+    device: Option<Device>,
+    /// Guest architecture, for qtest
+    #[arg(long, value_enum, default_value = "x86_64")]
+    target: Target,
+    /// Kernel of the guest, for functional: a version (6.1, 6.12) or a suite of
+    /// Debian (sid); can be repeated [default: of all suites]
+    #[arg(long = "kernel")]
+    kernels: Vec<Kernel>,
+    /// The short form of functional: fewer repetitions, and if no kernel is
+    /// given, only the oldest
+    #[arg(long)]
+    quick: bool,
+    /// Number of operations, for differential
+    #[arg(long, default_value_t = 100_000)]
+    ops: u64,
+    /// Seed, for differential; others give other operations
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Build QEMU after each patch, with and without Rust, for series
+    #[arg(long)]
+    each: bool,
+}
+
+/// Run the given suites, or all of them.
+///
+/// # Errors
+///
+/// Fails if a suite could not be run.  A test that has failed is reported
+/// through the exit code instead.
+pub fn run(env: &Env, suites: &[Suite], options: &Options) -> Result<ExitCode> {
+    let Options { device, target, .. } = *options;
+    // Long tests are only run if somebody asks for them.
+    let quick = options.quick || suites.is_empty() && options.kernels.is_empty();
+    let suites = if suites.is_empty() {
+        Suite::value_variants()
+    } else {
+        suites
+    };
+    let mut total = Count::default();
+    for suite in suites {
+        env.say(&format!("== {suite:?} tests"));
+        let count = match suite {
+            Suite::Unit => unit(env)?,
+            Suite::Qtest => qtest(env, device, target)?,
+            Suite::Functional => functional(env, device, &options.kernels, quick)?,
+            Suite::Differential => differential(env, options)?,
+            Suite::Series => {
+                let patches = series::check(env, options.each)?;
+                println!("the {patches} patches of the series apply and result in the same tree");
+                PASS
+            }
+        };
+        println!(
+            "{suite:?}: {} passed, {} failed",
+            count.passed, count.failed
+        );
+        total += count;
+    }
+
+    println!(
+        "{} passed, {} failed, {} skipped",
+        total.passed, total.failed, total.skipped
+    );
+    Ok(if total.failed == 0 && total.passed > 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Run random operations on both devices.
+fn differential(env: &Env, options: &Options) -> Result<Count> {
+    let Options { ops, seed, .. } = options;
+    let [c, rust] = build_both(env)?;
+    env.say(&format!("{ops} random operations on both devices"));
+    let sh = shell_in(&env.repo)?;
+    let (a, b, save) = (c.qemu(), rust.qemu(), env.cache.join("difference.txt"));
+    let (ops, seed) = (ops.to_string(), seed.to_string());
+    let quiet = env.quiet.then_some("--quiet");
+    let same = cmd!(
+        sh,
+        "cargo run -q --release --locked -p difftest --
+         --a {a} --b {b} --ops {ops} --seed {seed} --save {save} {quiet...}"
+    )
+    .succeeds()?;
+    Ok(if same {
+        PASS
+    } else {
+        Count {
+            failed: 1,
+            ..Count::default()
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, fs, path::Path};
+
+    use super::*;
+
+    #[test]
+    fn meson_has_the_same_suites() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let meson = fs::read_to_string(dir.join("../meson.build")).unwrap();
+        let (_, rest) = meson.split_once("suites = {").unwrap();
+        let (table, _) = rest.split_once('}').unwrap();
+        // 'name': seconds,
+        let registered: BTreeSet<_> = table
+            .lines()
+            .filter_map(|line| line.trim().strip_suffix(',')?.split_once(": "))
+            .map(|(name, seconds)| {
+                assert!(seconds.parse::<u32>().is_ok_and(|n| n > 0), "{name}");
+                name.trim_matches('\'').to_owned()
+            })
+            .collect();
+        let ours = Suite::value_variants()
+            .iter()
+            .map(|suite| suite.to_possible_value().unwrap().get_name().to_owned());
+        assert_eq!(registered, ours.collect());
+    }
+}

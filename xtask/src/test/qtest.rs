@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! The device under QEMU's qtest, without a guest
+
+use anyhow::{ensure, Result};
+
+use super::{
+    interfaces::compare_interfaces,
+    results::{meson_list, meson_test, Count},
+};
+use crate::{
+    bench::HugePages,
+    build::{Build, Device, Target},
+    env::Env,
+};
+
+/// The tests of the balloon that the build with a device has to have
+const fn balloon_tests(device: Device) -> &'static [&'static str] {
+    match device {
+        Device::C => &["virtio-balloon-test"],
+        Device::Rust => &["virtio-balloon-test", "virtio-balloon-rust-test"],
+    }
+}
+
+/// Other tests that a build with either device has to pass, as far as there are
+/// any for the target
+const QTESTS: &[&str] = &[
+    "virtio-packed-test",
+    "qos-test",
+    "device-introspect-test",
+    "qom-test",
+    "qmp-cmd-test",
+    "test-hmp",
+];
+
+/// Those that start every machine there is; some Arm machines need firmware
+/// that Debian does not have.
+const NEED_FIRMWARE: &[&str] = &["qom-test", "test-hmp"];
+
+pub fn qtest(env: &Env, only: Option<Device>, target: Target) -> Result<Count> {
+    let devices = only.map_or_else(|| vec![Device::C, Device::Rust], |d| vec![d]);
+    let mut count = Count::default();
+    let mut builds = Vec::new();
+    // for two VMs with 128 MiB each
+    let _pages = HugePages::reserve(env, 160);
+
+    for device in devices {
+        let build = Build::prepare(env, device, target, None)?;
+        build.build_qemu(env)?;
+        let listed = meson_list(&build)?;
+        let full_name = |test: &&str| format!("qtest-{}/{test}", target.name());
+        let mut names: Vec<_> = balloon_tests(device).iter().map(full_name).collect();
+        for name in &names {
+            ensure!(
+                listed.contains(name),
+                "{name} is not part of the build with the {} device",
+                device.name()
+            );
+        }
+        names.extend(
+            QTESTS
+                .iter()
+                .filter(|test| target != Target::Aarch64 || !NEED_FIRMWARE.contains(test))
+                .map(full_name)
+                .filter(|name| listed.contains(name)),
+        );
+        let args: Vec<_> = names.iter().map(String::as_str).collect();
+        let what = format!("qtests with the {} device", device.name());
+        // A test must not skip what this device is meant to have.
+        let vars = [("QTEST_BALLOON_DEVICE", device.name().into())];
+        count += meson_test(env, &build, &what, &args, &vars)?;
+        builds.push(build);
+    }
+    if let [a, b] = builds.as_slice() {
+        count += compare_interfaces(env, a, b)?;
+    }
+    Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+
+    #[test]
+    fn no_qtest_is_forgotten() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests-qtest");
+        for entry in fs::read_dir(dir).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let Some(test) = name.strip_suffix(".c").filter(|n| n.ends_with("-test")) else {
+                continue;
+            };
+            let mut run = balloon_tests(Device::Rust).iter().chain(QTESTS);
+            assert!(run.any(|t| *t == test), "{test} is not run");
+        }
+    }
+}

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! Counts the results of tests, in what the runners write
+
+use std::{fs, ops::AddAssign, path::PathBuf};
+
+use anyhow::{bail, Context, Result};
+use xshell::cmd;
+
+use crate::{
+    build::Build,
+    env::{remove, Env},
+    run::RunQuiet,
+};
+
+/// How many tests had which result
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    pub passed: usize,
+    pub failed: usize,
+    pub skipped: usize,
+}
+
+impl AddAssign for Count {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
+pub const PASS: Count = Count {
+    passed: 1,
+    failed: 0,
+    skipped: 0,
+};
+
+pub fn meson_list(build: &Build) -> Result<Vec<String>> {
+    let (sh, meson) = (build.shell()?, build.meson());
+    let list = cmd!(sh, "{meson} test --list").read_quiet()?;
+    Ok(list
+        .lines()
+        // the suites, " - ", the project, ":", the name
+        .filter_map(|line| line.split_once(" - ")?.1.split_once(':'))
+        .map(|(_, name)| name.trim().to_owned())
+        .collect())
+}
+
+/// Run tests with meson, and count them in the log that it writes.
+pub fn meson_test(
+    env: &Env,
+    build: &Build,
+    what: &str,
+    args: &[&str],
+    vars: &[(&'static str, PathBuf)],
+) -> Result<Count> {
+    let log = |name: &str| build.dir.join("meson-logs").join(name);
+    let logs = ["testlog.junit.xml", "testlog-thorough.junit.xml"];
+    for name in logs {
+        remove(&log(name))?;
+    }
+    let (sh, meson) = (build.shell()?, build.meson());
+    let result = env.run(
+        what,
+        cmd!(
+            sh,
+            "{meson} test --print-errorlogs --num-processes=2 {args...}"
+        )
+        .envs(vars.iter().map(|(k, v)| (k, v))),
+    );
+
+    let Some(junit) = logs.iter().map(|name| log(name)).find(|path| path.exists()) else {
+        // nothing was run
+        result?;
+        bail!("{what}: meson has run no test");
+    };
+    let count = parse_junit(&fs::read_to_string(&junit)?)?;
+    if let Err(err) = result {
+        eprintln!("{err:#}");
+        // Meson overwrites it the next time
+        let kept = env
+            .cache
+            .join(format!("failed {what}.log").replace(' ', "-"));
+        fs::copy(junit.with_extension("").with_extension("txt"), &kept)?;
+        eprintln!("The complete log is in {}", kept.display());
+        // even if meson does not say which test it was
+        return Ok(Count {
+            failed: count.failed.max(1),
+            ..count
+        });
+    }
+    println!(
+        "{what}: {} passed, {} failed, {} skipped",
+        count.passed, count.failed, count.skipped
+    );
+    Ok(count)
+}
+
+fn parse_junit(xml: &str) -> Result<Count> {
+    let doc = roxmltree::Document::parse(xml).context("meson's test log is not valid XML")?;
+    let mut count = Count::default();
+    for case in doc.descendants().filter(|n| n.has_tag_name("testcase")) {
+        let has = |tag| case.children().any(|n| n.has_tag_name(tag));
+        if has("failure") || has("error") {
+            count.failed += 1;
+        } else if has("skipped") {
+            count.skipped += 1;
+        } else {
+            count.passed += 1;
+        }
+    }
+    Ok(count)
+}
+
+/// Sum up lines like `test result: ok. 3 passed; 0 failed; 1 ignored; ...`
+pub fn parse_cargo_test(out: &str) -> Count {
+    let mut count = Count::default();
+    for line in out.lines().filter(|l| l.starts_with("test result:")) {
+        let get = |what: &str| -> usize {
+            line.split([';', '.'])
+                .filter_map(|part| part.trim().strip_suffix(what))
+                .find_map(|n| n.trim().parse().ok())
+                .unwrap_or(0)
+        };
+        count += Count {
+            passed: get("passed"),
+            failed: get("failed"),
+            skipped: get("ignored"),
+        };
+    }
+    count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cargo_results_are_summed() {
+        let out = "running 2 tests\ntest result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 \
+                   filtered out\ntest result: FAILED. 3 passed; 1 failed; 0 ignored; 0 measured\n";
+        assert_eq!(
+            parse_cargo_test(out),
+            Count {
+                passed: 5,
+                failed: 1,
+                skipped: 1
+            }
+        );
+        assert_eq!(parse_cargo_test("nothing"), Count::default());
+    }
+
+    #[test]
+    fn junit_results() {
+        let xml = "<testsuites><testsuite><testcase name='a'/><testcase \
+                   name='b'><failure/></testcase><testcase \
+                   name='c'><skipped/></testcase><testcase \
+                   name='d'><error/></testcase></testsuite></testsuites>";
+        assert_eq!(
+            parse_junit(xml).unwrap(),
+            Count {
+                passed: 1,
+                failed: 2,
+                skipped: 1
+            }
+        );
+        parse_junit("<a>").unwrap_err();
+    }
+}
