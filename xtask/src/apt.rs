@@ -269,7 +269,8 @@ mod tests {
     fn main_archive_is_neither_security_nor_third_party() {
         let targets = "\
 https://packages.example/apt example/example
-http://mirror.example/debian-security Debian/Debian-Security
+http://mirror.example/debian-security \
+                       Debian/Debian-Security
 http://mirror.example/debian/ Debian/Debian
 ";
         assert_eq!(

@@ -330,9 +330,9 @@ kernel/drivers/virtio/virtio.ko:
 kernel/drivers/virtio/virtio_ring.ko:
 kernel/drivers/virtio/virtio-pci-legacy.ko: kernel/drivers/virtio/virtio.ko
 kernel/drivers/virtio/virtio_pci.ko: kernel/drivers/virtio/virtio-pci-legacy.ko \
-kernel/drivers/virtio/virtio.ko kernel/drivers/virtio/virtio_ring.ko
+                       kernel/drivers/virtio/virtio.ko kernel/drivers/virtio/virtio_ring.ko
 kernel/drivers/virtio/virtio_balloon.ko.xz: kernel/drivers/virtio/virtio.ko \
-kernel/drivers/virtio/virtio_ring.ko
+                       kernel/drivers/virtio/virtio_ring.ko
 ";
 
     fn names(builtin: &str, wanted: &[&str]) -> Vec<String> {

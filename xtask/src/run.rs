@@ -103,8 +103,8 @@ impl RunQuiet for Cmd<'_> {
 
 impl Env {
     /// Run a command that may take long.  Its output goes to a log file in the
-    /// cache; lines that start with a number like `[12/345]` are shown as
-    /// progress.
+    /// cache; lines of ninja and `meson test` that say how far they are are
+    /// shown as progress.
     ///
     /// # Errors
     ///
@@ -189,9 +189,14 @@ fn file_name(what: &str) -> String {
     format!("{}.log", name.trim_matches('-'))
 }
 
-/// The numbers in the `[n/m]` at the start of a line of ninja's output
+/// The numbers at the start of a line of ninja's output (`[n/m]`), or of that
+/// of `meson test` (`n/m`)
 fn progress(line: &str) -> Option<(u64, u64)> {
-    let (done, all) = line.strip_prefix('[')?.split_once(']')?.0.split_once('/')?;
+    let counts = match line.strip_prefix('[') {
+        Some(rest) => rest.split_once(']')?.0,
+        None => line.trim_start().split_once(' ')?.0,
+    };
+    let (done, all) = counts.split_once('/')?;
     Some((done.trim().parse().ok()?, all.trim().parse().ok()?))
 }
 
@@ -208,6 +213,13 @@ mod tests {
         assert_eq!(progress("[note] no numbers"), None);
         assert_eq!(progress("FAILED: x.o"), None);
         assert_eq!(progress("["), None);
+        assert_eq!(progress("/usr/bin/cc x.c"), None);
+    }
+
+    #[test]
+    fn meson_progress() {
+        assert_eq!(progress(" 2/16 qtest - qemu:x OK 1.00s"), Some((2, 16)));
+        assert_eq!(progress("Ok:                2"), None);
     }
 
     #[test]
