@@ -22,6 +22,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     build::{built_qemu, Build, Device, Target},
     env::Env,
+    source::Source,
     test::Suite,
     version::QEMU,
 };
@@ -64,6 +65,9 @@ enum Cmd {
     Path {
         #[command(flatten)]
         what: What,
+        /// Print the path of the patched source tree instead
+        #[arg(long, conflicts_with_all = ["device", "target"])]
+        source: bool,
     },
     /// Boot a Linux guest that runs out of memory, without and with
     /// deflate-on-oom
@@ -122,7 +126,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
             build.build_qemu(&env)?;
             println!("{}", build.qemu().display());
         }
-        Cmd::Path { what } => {
+        Cmd::Path { source: true, .. } => println!("{}", Source::existing(&env)?.dir.display()),
+        Cmd::Path { what, .. } => {
             println!("{}", built_qemu(&env, what.device, what.target)?.display());
         }
         Cmd::Demo => return guest::demo(&env),
