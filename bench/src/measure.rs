@@ -117,9 +117,17 @@ pub fn bench_reporting(cli: &Cli, rows: &mut Rows) -> Result<()> {
 }
 
 /// How long the monitor does not answer while a hostile element is worked on:
-/// 128 descriptors of 64 MiB of valid PFNs
-pub fn monitor_latency(binary: &Path) -> Result<Duration> {
-    let mut driver = Driver::start(binary, &[], "")?;
+/// 128 descriptors of 64 MiB of valid PFNs in random order, for one kind of
+/// memory.  It is as long as the most expensive turn, and what the monitor itself
+/// takes.
+pub fn monitor_latency(binary: &Path, backing: Backing) -> Result<Duration> {
+    if backing.name == "hugetlb" {
+        ensure!(
+            free_huge_pages()? >= 256,
+            "needs 256 free huge pages of 2 MiB"
+        );
+    }
+    let mut driver = start(binary, backing)?;
     driver.touch()?;
     let mut rng = Rng::new(3);
     let first = REGION / PAGE;

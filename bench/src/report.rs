@@ -45,8 +45,8 @@ fn spread(values: &[f64]) -> f64 {
 pub struct Report<'a> {
     pub repetitions: usize,
     pub ns_per_page: &'a Rows,
-    /// Milliseconds; C, Rust
-    pub worst_monitor_latency: Option<[f64; 2]>,
+    /// Milliseconds for each kind of memory; C, Rust
+    pub worst_monitor_latency: BTreeMap<&'static str, [f64; 2]>,
     /// Of 512; C, Rust
     pub huge_pages_freed: Option<[u64; 2]>,
 }
