@@ -9,6 +9,7 @@ use ::migration::{
     prelude::*,
 };
 use bql::prelude::*;
+use common::field;
 use hwcore::{prelude::*, Link};
 use qom::prelude::*;
 use system::{prelude::*, ram_block_discard_is_disabled, send_balloon_change};
@@ -142,7 +143,7 @@ impl VirtIOBalloon {
 
     fn realize(&self, queues: &mut VirtioRealize<'_, Self>) -> Result<()> {
         ensure!(
-            self.handler.register(self).is_ok(),
+            BalloonHandler::register(self, field!(Self, handler)).is_ok(),
             "Only one balloon device is supported"
         );
         let hint = self.offers(VIRTIO_BALLOON_F_FREE_PAGE_HINT);

@@ -35,6 +35,8 @@ use ::migration::{
     precopy::migrate_postcopy_ram, prelude::*, InvalidError, ToMigrationStateShared,
 };
 use bql::prelude::*;
+use common::field;
+use hwcore::Link;
 use qom::prelude::*;
 use system::{main_loop_schedule_oneshot, prelude::*};
 use virtio::prelude::*;
@@ -219,12 +221,15 @@ impl VirtIOBalloon {
 
     /// The device is realized, with the given queue for hints.
     pub fn start_hinting(&self, queue: u16) {
-        let iothread = self.iothread.get(self);
+        let iothread = Link::get(self, field!(Self, iothread));
         *self.hinting.worker.borrow_mut() = iothread.map(|iothread| (iothread, queue));
-        self.hinting.notifier.register(self, Self::precopy_notify);
-        self.hinting
-            .resume_bh
-            .init(self, c"virtio-balloon-hints", &Self::continue_hints);
+        PrecopyNotifier::register(self, field!(Self, hinting.notifier), Self::precopy_notify);
+        BottomHalf::init(
+            self,
+            field!(Self, hinting.resume_bh),
+            c"virtio-balloon-hints",
+            Self::continue_hints,
+        );
     }
 
     /// The device is unrealized.

@@ -19,6 +19,7 @@ use std::{
 };
 
 use bql::prelude::*;
+use common::{field, Field};
 use system::prelude::*;
 use virtio::prelude::*;
 use virtio_balloon_core::{pages::pfn_to_gpa, runs::Runs, BALLOON_PAGE_SIZE};
@@ -172,13 +173,19 @@ impl VirtIOBalloon {
 
     /// The device is realized.
     pub fn start_pages(&self) {
-        self.inflate
-            .bh
-            .init(self, c"virtio-balloon-inflate", &Self::work_on_inflate);
-        self.deflate
-            .bh
-            .init(self, c"virtio-balloon-deflate", &Self::work_on_deflate);
-        self.memory.notifier.register(self, Self::block_freed);
+        BottomHalf::init(
+            self,
+            field!(Self, inflate).then(PageQueue::BH),
+            c"virtio-balloon-inflate",
+            Self::work_on_inflate,
+        );
+        BottomHalf::init(
+            self,
+            field!(Self, deflate).then(PageQueue::BH),
+            c"virtio-balloon-deflate",
+            Self::work_on_deflate,
+        );
+        RamBlockNotifier::register(self, field!(Self, memory.notifier), Self::block_freed);
     }
 
     fn block_freed(&self, block: RamBlockId) {
@@ -332,6 +339,8 @@ impl VirtIOBalloon {
 }
 
 impl PageQueue {
+    const BH: Field<Self, BottomHalf> = field!(Self, bh);
+
     /// Drop what is in the batch.
     fn invalidate(&self) {
         self.epoch.set(self.epoch.get().wrapping_add(1));

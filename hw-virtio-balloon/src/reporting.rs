@@ -5,6 +5,7 @@
 use std::time::Instant;
 
 use bql::prelude::*;
+use common::field;
 use system::prelude::*;
 use virtio::prelude::*;
 
@@ -43,9 +44,12 @@ impl VirtIOBalloon {
     /// The device is realized; the queue for reports is the last one.
     pub fn start_reports(&self, queue: u16) {
         self.reports.index.set(Some(queue));
-        self.reports
-            .bh
-            .init(self, c"virtio-balloon-reports", &Self::continue_reports);
+        BottomHalf::init(
+            self,
+            field!(Self, reports.bh),
+            c"virtio-balloon-reports",
+            Self::continue_reports,
+        );
     }
 
     /// The device is unrealized.

@@ -11,6 +11,7 @@ use std::{
 };
 
 use bql::prelude::*;
+use common::field;
 use util::{prelude::*, Error, Result};
 use virtio::prelude::*;
 use virtio_balloon_core::{
@@ -76,9 +77,13 @@ fn read_stat(reader: &mut OutReader<'_>) -> Option<(u16, u64)> {
 impl VirtIOBalloon {
     /// The device was created; nothing is polled yet.
     pub fn init_stats(&self) {
-        Timer::init_embedded(self, CLOCK_VIRTUAL, Timer::MS, Self::poll_stats, |dev| {
-            &dev.stats.timer
-        });
+        Timer::init(
+            self,
+            field!(Self, stats.timer),
+            CLOCK_VIRTUAL,
+            Timer::MS,
+            Self::poll_stats,
+        );
     }
 
     /// The driver has sent statistics.
