@@ -97,8 +97,9 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        // SAFETY: created by new() and deleted only here.  This can happen in
-        // the callback: the memory is freed later by the main loop.
+        // SAFETY: created by new() and deleted only here.  Nothing is left that
+        // could run it, because the callback would have a reference.  This can
+        // happen in the callback: the main loop frees the memory later.
         unsafe { util::bindings::qemu_bh_delete(self.bh.get()) }
     }
 }
@@ -154,8 +155,8 @@ where
 
     // SAFETY: to_owned_ref() has checked that the BQL is taken, and it is still
     // taken after the call.  The guard is looked up again then, because the
-    // transport may not exist any more.  (This is why C code, which would access
-    // the guard after the callback, is not asked to engage it.)
+    // transport may not exist any more.  (This is why C code, which would use
+    // the same pointer after the callback, is not asked to engage the guard.)
     unsafe {
         if let Some(before) = guard(vdev) {
             let engaged = (*before.as_ptr()).engaged_in_io;
@@ -227,11 +228,15 @@ impl BottomHalf {
     ///
     /// # Panics
     ///
-    /// Panics if the big QEMU lock is not taken.
+    /// Panics if the big QEMU lock is not taken; under record/replay also if
+    /// the replay lock is not, which the main loop and the vCPUs take together
+    /// with the former.
     #[doc(alias = "replay_bh_schedule_event")]
     #[doc(alias = "qemu_bh_schedule")]
     pub fn schedule(&self) {
-        if let Some(shared) = &*self.0.borrow() {
+        // Not borrowed while C code runs
+        let shared = self.0.borrow().clone();
+        if let Some(shared) = shared {
             shared.schedule();
         }
     }
@@ -294,7 +299,9 @@ mod tests {
 
     fn poll() {
         // SAFETY: the context exists once the main loop was initialized
-        unsafe { util::bindings::aio_bh_poll(util::bindings::qemu_get_aio_context()) };
+        unsafe {
+            util::bindings::aio_bh_poll(util::bindings::qemu_get_aio_context());
+        }
     }
 
     #[test]
@@ -353,11 +360,11 @@ mod tests {
         assert_eq!(counter.get(), 3);
 
         // nobody is told
-        let bh = new();
-        let weak = Rc::downgrade(&bh);
-        bh.delete();
-        drop(bh);
-        assert_eq!(weak.strong_count(), 0);
+        let unused = new();
+        let unused_weak = Rc::downgrade(&unused);
+        unused.delete();
+        drop(unused);
+        assert_eq!(unused_weak.strong_count(), 0);
         poll();
         assert_eq!(counter.get(), 3);
     }

@@ -106,7 +106,7 @@ fn is_plugged(vdev: &VirtIODevice) -> bool {
 /// Drop a reference that has kept the device from being freed during a
 /// callback.  If it was unplugged meanwhile, this can be the last reference;
 /// but C code uses the device even after the callback has returned.
-pub(crate) fn release_after_callback(reference: Owned<VirtIODevice>) {
+fn release_after_callback(reference: Owned<VirtIODevice>) {
     if !is_plugged(&reference) {
         main_loop_schedule_oneshot(move || drop(reference));
     }
@@ -244,6 +244,9 @@ unsafe extern "C" fn rust_virtio_realize_fn<T: VirtioDeviceImpl>(
     // so once in the life of a realized device
     let result = unsafe {
         let state = NonNull::new(dev).unwrap().cast::<T>().as_ref();
+        // Do not wait for the first element to find out that the device is
+        // embedded in another object.
+        drop(state.upcast::<VirtIODevice>().to_owned_ref());
         bindings::virtio_init(vdev, T::DEVICE_ID, T::CONFIG_SIZE(state));
 
         let mut realize = VirtioRealize {

@@ -143,10 +143,10 @@ mod tests {
         assert_eq!(r.read_u64(), Some(0x0e0d_0c0b_0a09_0807));
         assert_eq!(r.read_u8(), None);
 
-        let mut r = reader(&iov, true);
-        assert_eq!(r.read_u16(), Some(0x0102));
-        assert_eq!(r.read_u32(), Some(0x0304_0506));
-        assert_eq!(r.read_u64(), Some(0x0708_090a_0b0c_0d0e));
+        let mut big = reader(&iov, true);
+        assert_eq!(big.read_u16(), Some(0x0102));
+        assert_eq!(big.read_u32(), Some(0x0304_0506));
+        assert_eq!(big.read_u64(), Some(0x0708_090a_0b0c_0d0e));
     }
 
     #[test]

@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn test_endianness() {
+    fn test_little_endian() {
         let buffers = Buffers::new([15]);
         let mut w = buffers.writer(false);
         assert_eq!(w.position(), 0);
@@ -127,7 +127,10 @@ mod tests {
         w.write_u8(0x0f).unwrap();
         assert_eq!(w.position(), 15);
         assert_eq!(buffers.contents(), (1..=15).collect::<Vec<_>>());
+    }
 
+    #[test]
+    fn test_big_endian() {
         let buffers = Buffers::new([14]);
         let mut w = buffers.writer(true);
         w.write_u16(0x0102).unwrap();
@@ -155,17 +158,14 @@ mod tests {
 
     #[test]
     fn test_empty() {
-        let buffers = Buffers::new([]);
-        let mut w = buffers.writer(false);
-        assert_eq!(w.write_array([]), Some(()));
-        assert_eq!(w.write_u8(1), None);
-        assert_eq!(w.position(), 0);
-
-        let buffers = Buffers::new([0, 0]);
-        let mut w = buffers.writer(false);
-        assert_eq!(w.write_slice(&[]), Some(()));
-        assert_eq!(w.write_slice(&[1]), None);
-        assert_eq!(w.position(), 0);
+        for buffers in [Buffers::new([]), Buffers::new([0, 0])] {
+            let mut w = buffers.writer(false);
+            assert_eq!(w.write_array([]), Some(()));
+            assert_eq!(w.write_slice(&[]), Some(()));
+            assert_eq!(w.write_u8(1), None);
+            assert_eq!(w.write_slice(&[1]), None);
+            assert_eq!(w.position(), 0);
+        }
     }
 
     // Slices and buffers of all sizes
