@@ -281,6 +281,7 @@ fn unit(env: &Env) -> Result<Count> {
 
     let rust = build.source.dir.join("rust");
     let crates = [
+        "common",
         "qom",
         "migration",
         "system",
