@@ -6,6 +6,7 @@
 //! bottom half that runs the next turn.
 
 use bql::prelude::*;
+use common::{field, Field};
 use virtio::{bindings::VIRTIO_F_IN_ORDER, prelude::*};
 use virtio_balloon_core::engine::{self, Engine, Host, Queue, Work};
 
@@ -18,7 +19,7 @@ pub struct Deferred<W> {
     index: BqlCell<Option<u16>>,
     engine: BqlRefCell<Engine<W>>,
     /// Runs the next turn
-    pub bh: BottomHalf,
+    bh: BottomHalf,
 }
 
 /// A part that works on a queue
@@ -100,6 +101,8 @@ impl<P: QueuePart> Host for PartHost<'_, P> {
 }
 
 impl<W: Default> Deferred<W> {
+    pub const BH: Field<Self, BottomHalf> = field!(Self, bh);
+
     pub fn realize(&self, queue: u16) {
         self.index.set(Some(queue));
     }

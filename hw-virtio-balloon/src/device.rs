@@ -8,6 +8,7 @@ use std::ffi::CStr;
 
 use ::migration::prelude::*;
 use bql::prelude::*;
+use common::field;
 use hwcore::{prelude::*, Link};
 use qom::prelude::*;
 use system::{main_loop_schedule_oneshot, prelude::*, send_balloon_change};
@@ -104,9 +105,13 @@ impl VirtIOBalloon {
     }
 
     fn post_init(&self) {
-        Timer::init_embedded(self, CLOCK_VIRTUAL, Timer::MS, Self::poll_stats, |dev| {
-            &dev.stats.timer
-        });
+        Timer::init(
+            self,
+            field!(Self, stats).then(GuestStats::TIMER),
+            CLOCK_VIRTUAL,
+            Timer::MS,
+            Self::poll_stats,
+        );
         // Not class properties: the proxies create aliases for all of those,
         // but also for the following two.
         self.add_property(
@@ -150,7 +155,7 @@ impl VirtIOBalloon {
             "'free-page-hint' requires 'iothread' to be set"
         );
         ensure!(
-            self.handler.register(self).is_ok(),
+            BalloonHandler::register(self, field!(Self, handler)).is_ok(),
             "Only one balloon device is supported"
         );
 
@@ -174,29 +179,36 @@ impl VirtIOBalloon {
 
     /// The device is realized; the parts unregister what is theirs.
     fn register_callbacks(&self, hint: bool) {
-        self.memory.notifier.register(self, Self::block_freed);
+        RamBlockNotifier::register(
+            self,
+            field!(Self, memory).then(GuestMemory::NOTIFIER),
+            Self::block_freed,
+        );
         if hint {
-            self.hinting.notifier.register(self, Self::precopy_notify);
+            PrecopyNotifier::register(
+                self,
+                field!(Self, hinting).then(FreePageHinting::NOTIFIER),
+                Self::precopy_notify,
+            );
         }
 
-        let inflate = &self.inflate.deferred.bh;
-        inflate.init(self, c"virtio-balloon-inflate", &Self::run_inflate);
-        let deflate = &self.deflate.deferred.bh;
-        deflate.init(self, c"virtio-balloon-deflate", &Self::run_deflate);
-        let stats = &self.stats.bh;
-        stats.init(self, c"virtio-balloon-stats", &Self::recover_stats);
-        let hints = &self.hinting.deferred.bh;
-        hints.init(self, c"virtio-balloon-hints", &Self::run_hints);
-        let reports = &self.reporting.deferred.bh;
-        reports.init(self, c"virtio-balloon-reports", &Self::run_reports);
+        let bh = field!(Self, inflate).then(PageQueue::BH);
+        BottomHalf::init(self, bh, c"virtio-balloon-inflate", Self::run_inflate);
+        let bh = field!(Self, deflate).then(PageQueue::BH);
+        BottomHalf::init(self, bh, c"virtio-balloon-deflate", Self::run_deflate);
+        let bh = field!(Self, stats).then(GuestStats::BH);
+        BottomHalf::init(self, bh, c"virtio-balloon-stats", Self::recover_stats);
+        let bh = field!(Self, hinting).then(FreePageHinting::BH);
+        BottomHalf::init(self, bh, c"virtio-balloon-hints", Self::run_hints);
+        let bh = field!(Self, reporting).then(Reporting::BH);
+        BottomHalf::init(self, bh, c"virtio-balloon-reports", Self::run_reports);
     }
 
     fn unrealize(&self) {
-        self.memory.notifier.unregister();
         for part in self.parts() {
             part.unrealize(self);
         }
-        self.memory.reset();
+        self.memory.unrealize();
         self.handler.unregister();
     }
 
@@ -348,7 +360,7 @@ impl Context for VirtIOBalloon {
     }
 
     fn iothread(&self) -> Option<Owned<IOThread>> {
-        self.iothread.get(self)
+        Link::get(self, field!(Self, iothread))
     }
 
     fn notify_config(&self) {

@@ -5,6 +5,7 @@
 
 use ::migration::precopy::{migration_in_bg_snapshot, migration_in_incoming_postcopy};
 use bql::prelude::*;
+use common::{field, Field};
 use system::{prelude::*, ram_block_discard_is_disabled};
 use util::{log::Log, log_mask_ln, warn_report_once};
 use virtio_balloon_core::{
@@ -46,11 +47,19 @@ pub struct GuestMemory {
     /// For blocks with host pages that are larger than balloon pages: what is
     /// in the balloon
     host_pages: BqlRefCell<Vec<(RamBlockId, HostPages)>>,
-    pub notifier: RamBlockNotifier,
+    notifier: RamBlockNotifier,
     counters: BqlCell<Counters>,
 }
 
 impl GuestMemory {
+    pub const NOTIFIER: Field<Self, RamBlockNotifier> = field!(Self, notifier);
+
+    /// The device is unrealized.
+    pub fn unrealize(&self) {
+        self.notifier.unregister();
+        self.reset();
+    }
+
     /// What the device has done so far
     pub fn counters(&self) -> Counters {
         self.counters.get()

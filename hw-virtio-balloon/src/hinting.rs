@@ -10,8 +10,10 @@ use std::sync::Arc;
 
 use ::migration::{precopy::migrate_postcopy_ram, prelude::*};
 use bql::prelude::*;
+use common::{field, Field};
 use qom::prelude::*;
 use system::prelude::*;
+use virtio::prelude::*;
 use virtio_balloon_core::{
     budget::Budget,
     engine::{Host, Phase, Progress, Queue, Turn, Work},
@@ -31,8 +33,8 @@ pub struct FreePageHinting {
     pub shared: Migratable<Arc<Shared>>,
     /// Set while the device is realized, and offers the feature
     iothread: BqlRefCell<Option<Owned<IOThread>>>,
-    pub deferred: Deferred<HintWork>,
-    pub notifier: PrecopyNotifier,
+    deferred: Deferred<HintWork>,
+    notifier: PrecopyNotifier,
 }
 
 /// Elements are passed on as soon as they are popped, so there are none.
@@ -75,6 +77,9 @@ impl Work<PartHost<'_, FreePageHinting>> for HintWork {
 }
 
 impl FreePageHinting {
+    pub const BH: Field<Self, BottomHalf> = field!(Self, deferred).then(Deferred::BH);
+    pub const NOTIFIER: Field<Self, PrecopyNotifier> = field!(Self, notifier);
+
     /// What the driver sees in the configuration space
     pub fn config_cmd_id(&self) -> u32 {
         self.shared.config_cmd_id()

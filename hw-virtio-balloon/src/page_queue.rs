@@ -4,6 +4,7 @@
 //!
 //! How elements are worked on is in [`virtio_balloon_core::page_work`].
 
+use common::{field, Field};
 use virtio::prelude::*;
 use virtio_balloon_core::{
     page_work::{PageHost, PageWork, Tally},
@@ -19,10 +20,12 @@ use crate::{
 /// The part of the device for one of the two queues
 pub struct PageQueue {
     direction: Direction,
-    pub deferred: Deferred<PageWork<VirtQueueElement>>,
+    deferred: Deferred<PageWork<VirtQueueElement>>,
 }
 
 impl PageQueue {
+    pub const BH: Field<Self, BottomHalf> = field!(Self, deferred).then(Deferred::BH);
+
     pub fn new(direction: Direction) -> Self {
         Self {
             direction,

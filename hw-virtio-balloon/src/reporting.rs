@@ -4,6 +4,7 @@
 //!
 //! How elements are worked on is in [`virtio_balloon_core::report_work`].
 
+use common::{field, Field};
 use system::prelude::*;
 use virtio::prelude::*;
 use virtio_balloon_core::report_work::{self, ReportHost, ReportWork, ReportedRange};
@@ -18,10 +19,12 @@ use crate::{
 /// The part of the device for reports
 #[derive(Default)]
 pub struct Reporting {
-    pub deferred: Deferred<ReportWork<VirtQueueElement>>,
+    deferred: Deferred<ReportWork<VirtQueueElement>>,
 }
 
 impl Reporting {
+    pub const BH: Field<Self, BottomHalf> = field!(Self, deferred).then(Deferred::BH);
+
     /// The driver reports pages that are free at the moment, or there are more
     /// of them to discard.
     #[doc(alias = "virtio_balloon_handle_report")]

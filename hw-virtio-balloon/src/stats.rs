@@ -11,6 +11,7 @@ use std::{
 };
 
 use bql::prelude::*;
+use common::{field, Field};
 use util::{prelude::*, Error, Result};
 use virtio::prelude::*;
 use virtio_balloon_core::{
@@ -31,14 +32,17 @@ pub struct GuestStats {
     /// In seconds; 0 if statistics are not polled
     poll_interval: BqlCell<u32>,
     /// Only armed while statistics are polled
-    pub timer: Timer,
+    timer: Timer,
     /// The VM was migrated, and the buffer was not taken over yet
     incoming: BqlCell<bool>,
     /// Takes over the buffer
-    pub bh: BottomHalf,
+    bh: BottomHalf,
 }
 
 impl GuestStats {
+    pub const BH: Field<Self, BottomHalf> = field!(Self, bh);
+    pub const TIMER: Field<Self, Timer> = field!(Self, timer);
+
     /// Forget all statistics.
     pub fn forget(&self) {
         *self.latest.borrow_mut() = Stats::default();
@@ -75,6 +79,7 @@ impl GuestStats {
 
     fn receive(&self, vq: &VirtQueue<'_>) {
         if let Some(elem) = vq.pop() {
+            // For the user only: the guest does not see it
             let now = SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |t| t.as_secs() as i64);

@@ -20,3 +20,4 @@ typedef struct VMChangeStateEntry VMChangeStateEntry;
 #include "standard-headers/linux/virtio_balloon.h"
 #include "standard-headers/linux/virtio_config.h"
 #include "standard-headers/linux/virtio_ids.h"
+#include "system/replay.h"

@@ -9,7 +9,7 @@ use std::{
 };
 
 pub use bindings::VirtioDeviceClass;
-use common::{callbacks::FnCall, Opaque, Zeroable};
+use common::{callbacks::FnCall, Immovable, Opaque, Zeroable};
 use hwcore::prelude::*;
 use migration::{
     bindings::{VMStateField, VMStateFlags},
@@ -17,17 +17,18 @@ use migration::{
     vmstate_fields_ref,
 };
 use qom::prelude::*;
+use system::main_loop_schedule_oneshot;
 use util::{Error, Result};
 
-use crate::{bindings, queue::VirtQueue};
+use crate::{bindings, generation, queue::VirtQueue};
 
 /// A safe wrapper around [`bindings::VirtIODevice`].
 #[repr(transparent)]
 #[derive(Debug, common::Wrapper)]
 pub struct VirtIODevice(Opaque<bindings::VirtIODevice>);
 
-// SAFETY: like for DeviceState, all of its functions check for the BQL or can
-// be called from any thread
+// SAFETY: like for DeviceState, all of its functions check that the BQL is
+// taken
 unsafe impl Send for VirtIODevice {}
 // SAFETY: see above
 unsafe impl Sync for VirtIODevice {}
@@ -40,12 +41,26 @@ unsafe impl ObjectType for VirtIODevice {
 
 qom_isa!(VirtIODevice: DeviceState, Object);
 
-/// Declare the QOM type of a virtio device: a struct whose first field is a
-/// `ParentField<VirtIODevice>`, and that uses [`VirtioDeviceClass`] as its
-/// class struct.
+/// Declare the QOM type of a virtio device: a struct with
+/// `#[derive(qom::Object)]` whose first field is a `ParentField<VirtIODevice>`,
+/// and that uses [`VirtioDeviceClass`] as its class struct.
 ///
-/// ```ignore
+/// # Examples
+///
+/// See the [crate's documentation](crate) for a complete device.  A struct that
+/// QOM does not know is not accepted:
+///
+/// ```compile_fail,E0277
+/// # use qom::prelude::*;
+/// # use virtio::prelude::*;
+/// pub struct VirtIOFoo(u8);
+///
 /// virtio_device_type!(VirtIOFoo, c"virtio-foo-device");
+///
+/// impl ObjectImpl for VirtIOFoo {
+///     type ParentType = VirtIODevice;
+///     const CLASS_INIT: fn(&mut Self::Class) = |_| {};
+/// }
 /// ```
 #[macro_export]
 macro_rules! virtio_device_type {
@@ -55,11 +70,17 @@ macro_rules! virtio_device_type {
             $crate::VirtIODevice
         );
 
-        // SAFETY: derive(Object), without which the type would not be
-        // registered, checks that the struct is repr(C) and starts with the
-        // parent type of ObjectImpl; which is VirtIODevice according to the
-        // assertion above.  The type uses the parent's class struct, and the
-        // name under which it is registered is TYPE_NAME itself.
+        const _: () = {
+            const fn has_derive_object<T: ::common::Immovable>() {}
+            has_derive_object::<$t>();
+        };
+
+        // SAFETY: Immovable is an unsafe trait that only derive(Object)
+        // implements for devices.  That also checks that the struct is repr(C)
+        // and starts with the parent type of ObjectImpl, which is VirtIODevice
+        // according to the assertion above.  The type uses the parent's class
+        // struct, and the name under which derive(Object) registers it is
+        // TYPE_NAME itself.
         unsafe impl ::qom::ObjectType for $t {
             type Class = $crate::VirtioDeviceClass;
             const TYPE_NAME: &'static ::std::ffi::CStr = $name;
@@ -67,6 +88,28 @@ macro_rules! virtio_device_type {
 
         ::qom::qom_isa!($t: $crate::VirtIODevice, ::hwcore::DeviceState, ::qom::Object);
     };
+}
+
+/// Whether the device is plugged into a transport, which it is from before it
+/// is realized until after it is unrealized.
+fn is_plugged(vdev: &VirtIODevice) -> bool {
+    assert!(bql::is_locked());
+    // SAFETY: a plain field of a valid struct, modified under the BQL, which this
+    // thread has
+    unsafe {
+        !(*vdev.upcast::<DeviceState>().as_ptr())
+            .parent_bus
+            .is_null()
+    }
+}
+
+/// Drop a reference that has kept the device from being freed during a
+/// callback.  If it was unplugged meanwhile, this can be the last reference;
+/// but C code uses the device even after the callback has returned.
+fn release_after_callback(reference: Owned<VirtIODevice>) {
+    if !is_plugged(&reference) {
+        main_loop_schedule_oneshot(move || drop(reference));
+    }
 }
 
 /// Passed to [`VirtioDeviceImpl::REALIZE`]; lets the device add its queues,
@@ -101,12 +144,16 @@ impl<T: VirtioDeviceImpl> VirtioRealize<'_, T> {
         ) {
             let state = NonNull::new(vdev).unwrap().cast::<T>();
             // SAFETY: the handler was registered for a queue of a T, and is
-            // called with that queue.
+            // called with that queue.  The object exists at least until the
+            // function returns, because of the reference.
             unsafe {
+                let vdev = VirtIODevice::from_raw(vdev);
+                let reference = vdev.to_owned_ref();
                 F::call((
                     state.as_ref(),
-                    VirtQueue::new(VirtIODevice::from_raw(vdev), NonNull::new(vq).unwrap()),
-                ))
+                    VirtQueue::new(vdev, NonNull::new(vq).unwrap()),
+                ));
+                release_after_callback(reference);
             }
         }
 
@@ -116,13 +163,14 @@ impl<T: VirtioDeviceImpl> VirtioRealize<'_, T> {
 
         // SAFETY: virtio_init() was called before the device got `self`, and
         // the sizes were checked above
-        unsafe {
+        let vq = unsafe {
             bindings::virtio_add_queue(
                 self.dev.upcast::<VirtIODevice>().as_mut_ptr(),
                 c_int::from(size),
                 Some(rust_handle_output::<T, F>),
-            );
-        }
+            )
+        };
+        generation::renew(NonNull::new(vq).unwrap());
         self.count += 1;
         self.count - 1
     }
@@ -132,10 +180,10 @@ impl<T: VirtioDeviceImpl> VirtioRealize<'_, T> {
 ///
 /// All functions are called with the big QEMU lock taken.
 ///
-/// Devices that implement the trait are objects of their own, created with
-/// `object_new()`; C code could not embed them in another object because it
-/// does not know their size.
-pub trait VirtioDeviceImpl: DeviceImpl + IsA<VirtIODevice> {
+/// Devices that implement the trait have to be objects of their own, created
+/// with `object_new()`, because elements own a reference to the device.  C code
+/// cannot embed them in another object, as it does not know their size.
+pub trait VirtioDeviceImpl: DeviceImpl + IsA<VirtIODevice> + Immovable {
     /// The virtio device ID (virtio 1.3, section 5)
     const DEVICE_ID: u16;
 
@@ -196,6 +244,9 @@ unsafe extern "C" fn rust_virtio_realize_fn<T: VirtioDeviceImpl>(
     // so once in the life of a realized device
     let result = unsafe {
         let state = NonNull::new(dev).unwrap().cast::<T>().as_ref();
+        // Do not wait for the first element to find out that the device is
+        // embedded in another object.
+        drop(state.upcast::<VirtIODevice>().to_owned_ref());
         bindings::virtio_init(vdev, T::DEVICE_ID, T::CONFIG_SIZE(state));
 
         let mut realize = VirtioRealize {
@@ -236,15 +287,34 @@ unsafe extern "C" fn rust_virtio_unrealize_fn<T: VirtioDeviceImpl>(
 ///
 /// `vdev` must be valid, and `virtio_init()` must have been called.
 unsafe fn rust_virtio_cleanup(vdev: *mut bindings::VirtIODevice) {
-    // SAFETY: virtio_init() has allocated the queues, and the index is less
-    // than their number.  The memory of the queues is only freed when the
-    // device is finalized.
+    // SAFETY: virtio_init() has allocated the queues.  The memory of the queues
+    // is only freed when the device is finalized, so elements can refer to it
+    // even now; but they do not return to a queue that has no generation.
     unsafe {
+        for vq in queues(vdev) {
+            generation::remove(vq);
+        }
         for n in (0..bindings::virtio_get_num_queues(vdev)).rev() {
             bindings::virtio_del_queue(vdev, n);
         }
         bindings::virtio_cleanup(vdev);
     }
+}
+
+/// # Safety
+///
+/// `vdev` must be valid, and `virtio_init()` must have been called.
+unsafe fn queues(
+    vdev: *mut bindings::VirtIODevice,
+) -> impl Iterator<Item = NonNull<bindings::VirtQueue>> {
+    // SAFETY: virtio_init() has allocated the queues, and the index is less
+    // than their number
+    let (count, get) = unsafe {
+        (bindings::virtio_get_num_queues(vdev), move |n| {
+            bindings::virtio_get_queue(vdev, n)
+        })
+    };
+    (0..count).filter_map(move |n| NonNull::new(get(n)))
 }
 
 /// # Safety
@@ -264,6 +334,21 @@ unsafe extern "C" fn rust_get_features_fn<T: VirtioDeviceImpl>(
     }
 }
 
+/// Like `slice::from_raw_parts_mut()`, but the pointer can be NULL if the size
+/// is 0.
+///
+/// # Safety
+///
+/// If `len` is not 0, see `slice::from_raw_parts_mut()`.
+unsafe fn slice_or_empty<'a>(data: *mut u8, len: usize) -> &'a mut [u8] {
+    if len == 0 {
+        &mut []
+    } else {
+        // SAFETY: same requirements
+        unsafe { slice::from_raw_parts_mut(data, len) }
+    }
+}
+
 /// # Safety
 ///
 /// `vdev` must be a `T`; only called through the vtable of `T`.
@@ -274,9 +359,10 @@ unsafe extern "C" fn rust_get_config_fn<T: VirtioDeviceImpl>(
     let state = NonNull::new(vdev).unwrap().cast::<T>();
     // SAFETY: QEMU calls the function on a T.  All callers pass either
     // vdev->config or a buffer of the same size, and do not access it
-    // otherwise until the function returns; the buffer was initialized.
+    // otherwise until the function returns; the buffer was initialized.  The
+    // pointer can only be NULL if the size is 0.
     unsafe {
-        let data = slice::from_raw_parts_mut(config, (*vdev).config_len);
+        let data = slice_or_empty(config, (*vdev).config_len);
         T::GET_CONFIG.unwrap()(state.as_ref(), data);
     }
 }
@@ -292,7 +378,7 @@ unsafe extern "C" fn rust_set_config_fn<T: VirtioDeviceImpl>(
     // SAFETY: see rust_get_config_fn.  The data is copied because the device
     // may cause vdev->config to be written.
     unsafe {
-        let data = slice::from_raw_parts(config, (*vdev).config_len).to_vec();
+        let data = slice_or_empty(config.cast_mut(), (*vdev).config_len).to_vec();
         T::SET_CONFIG.unwrap()(state.as_ref(), &data);
     }
 }
@@ -302,8 +388,16 @@ unsafe extern "C" fn rust_set_config_fn<T: VirtioDeviceImpl>(
 /// `vdev` must be a `T`; only called through the vtable of `T`.
 unsafe extern "C" fn rust_reset_fn<T: VirtioDeviceImpl>(vdev: *mut bindings::VirtIODevice) {
     let state = NonNull::new(vdev).unwrap().cast::<T>();
-    // SAFETY: QEMU calls the function on a T
-    T::RESET.unwrap()(unsafe { state.as_ref() });
+    // SAFETY: QEMU calls the function on a T that is realized, before it resets
+    // the queues
+    unsafe {
+        if let Some(reset) = T::RESET {
+            reset(state.as_ref());
+        }
+        for vq in queues(vdev) {
+            generation::renew(vq);
+        }
+    }
 }
 
 /// # Safety
@@ -314,8 +408,16 @@ unsafe extern "C" fn rust_queue_reset_fn<T: VirtioDeviceImpl>(
     queue_index: u32,
 ) {
     let state = NonNull::new(vdev).unwrap().cast::<T>();
-    // SAFETY: QEMU calls the function on a T
-    T::QUEUE_RESET.unwrap()(unsafe { state.as_ref() }, queue_index);
+    // SAFETY: QEMU calls the function on a T that is realized, before it resets
+    // the queue
+    unsafe {
+        if let Some(queue_reset) = T::QUEUE_RESET {
+            queue_reset(state.as_ref(), queue_index);
+        }
+        if let Some(vq) = queues(vdev).nth(queue_index as usize) {
+            generation::renew(vq);
+        }
+    }
 }
 
 /// # Safety
@@ -353,12 +455,8 @@ impl VirtioDeviceClassExt for VirtioDeviceClass {
         if T::SET_CONFIG.is_some() {
             self.set_config = Some(rust_set_config_fn::<T>);
         }
-        if T::RESET.is_some() {
-            self.reset = Some(rust_reset_fn::<T>);
-        }
-        if T::QUEUE_RESET.is_some() {
-            self.queue_reset = Some(rust_queue_reset_fn::<T>);
-        }
+        self.reset = Some(rust_reset_fn::<T>);
+        self.queue_reset = Some(rust_queue_reset_fn::<T>);
         if T::SET_STATUS.is_some() {
             self.set_status = Some(rust_set_status_fn::<T>);
         }
@@ -403,15 +501,21 @@ where
     /// Whether the driver has accepted a feature; false for feature bits that
     /// do not exist.
     fn has_feature(&self, bit: u32) -> bool {
-        // SAFETY: a plain field of a valid struct, modified under the BQL
-        let features = unsafe { *guest_features(self.upcast::<VirtIODevice>()) };
+        assert!(bql::is_locked());
+        // SAFETY: a plain field of a valid struct, modified under the BQL,
+        // which this thread has.  The other field of the union starts with it.
+        let features = unsafe {
+            let vdev = self.upcast::<VirtIODevice>().as_ptr();
+            (*vdev).__bindgen_anon_2.guest_features
+        };
         features.checked_shr(bit).is_some_and(|f| f & 1 != 0)
     }
 
     /// Whether the VM is running, as far as virtio devices are concerned
     fn vm_running(&self) -> bool {
         assert!(bql::is_locked());
-        // SAFETY: a plain field of a valid struct, modified under the BQL
+        // SAFETY: a plain field of a valid struct, modified under the BQL,
+        // which this thread has
         unsafe { (*self.upcast::<VirtIODevice>().as_ptr()).vm_running }
     }
 
@@ -419,7 +523,8 @@ where
     /// `VIRTIO_F_VERSION_1` was negotiated, else it depends on the guest.
     fn is_big_endian(&self) -> bool {
         assert!(bql::is_locked());
-        // SAFETY: a plain field of a valid struct, modified under the BQL
+        // SAFETY: a plain field of a valid struct, modified under the BQL,
+        // which this thread has
         let endian = unsafe { (*self.upcast::<VirtIODevice>().as_ptr()).device_endian };
 
         !self.has_feature(bindings::VIRTIO_F_VERSION_1)
@@ -427,36 +532,33 @@ where
                 == bindings::virtio_device_endian::VIRTIO_DEVICE_ENDIAN_BIG as c_uint
     }
 
-    /// Tell the driver that the configuration space has changed.
+    /// Tell the driver that the configuration space has changed.  No effect if
+    /// the device is not plugged into a transport (any more).
+    #[doc(alias = "virtio_notify_config")]
     fn notify_config(&self) {
-        assert!(bql::is_locked());
-        // SAFETY: the device is valid
-        unsafe { bindings::virtio_notify_config(self.upcast::<VirtIODevice>().as_mut_ptr()) }
-    }
-
-    /// The driver has violated the specification: report it and stop using the
-    /// queues until the device is reset.  The equivalent of `virtio_error()`.
-    fn error(&self, msg: &str) {
-        assert!(bql::is_locked());
-        let msg = CString::new(msg).unwrap_or_default();
-        // SAFETY: the format consumes exactly one NUL-terminated string
-        unsafe {
-            bindings::virtio_error(
-                self.upcast::<VirtIODevice>().as_mut_ptr(),
-                c"%s".as_ptr(),
-                msg.as_ptr(),
-            );
+        let vdev = self.upcast::<VirtIODevice>();
+        if is_plugged(vdev) {
+            // SAFETY: the device is valid, and plugged into the transport that
+            // the function uses
+            unsafe { bindings::virtio_notify_config(vdev.as_mut_ptr()) }
         }
     }
 
-    /// Return a new reference to the device, which keeps it from being freed
-    /// until the reference is dropped.
-    fn to_owned_ref(&self) -> Owned<Self::Target>
-    where
-        Self::Target: VirtioDeviceImpl,
-    {
-        // SAFETY: see the requirements of VirtioDeviceImpl
-        unsafe { Owned::from(self) }
+    /// The driver has violated the specification: report it and stop using the
+    /// queues until the device is reset.  No effect if the device is not
+    /// plugged into a transport (any more).
+    #[doc(alias = "virtio_error")]
+    fn error(&self, msg: &str) {
+        let vdev = self.upcast::<VirtIODevice>();
+        if is_plugged(vdev) {
+            let msg = CString::new(msg).unwrap_or_default();
+            // SAFETY: the device is valid, and plugged into the transport that
+            // the function uses; the format consumes exactly one NUL-terminated
+            // string
+            unsafe {
+                bindings::virtio_error(vdev.as_mut_ptr(), c"%s".as_ptr(), msg.as_ptr());
+            }
+        }
     }
 
     /// The queue with the given index, which [`VirtioRealize::add_queue`] has
@@ -486,9 +588,19 @@ where
 
 impl<R: ObjectDeref> VirtioDeviceMethods for R where R::Target: IsA<VirtIODevice> {}
 
-/// Address of the features that the driver has accepted
-fn guest_features(vdev: &VirtIODevice) -> *const u64 {
-    // SAFETY: only computes the address of a field.  All members of the union
-    // start with the first 64 bits.
-    unsafe { addr_of!((*vdev.as_ptr()).__bindgen_anon_2).cast::<u64>() }
+#[cfg(test)]
+mod tests {
+    use std::ptr::null_mut;
+
+    use super::*;
+
+    // The configuration space of a device that has none
+    #[test]
+    fn test_slice_or_empty() {
+        // SAFETY: there are as many bytes
+        unsafe {
+            assert_eq!(slice_or_empty(null_mut(), 0), []);
+            assert_eq!(slice_or_empty([1, 2].as_mut_ptr(), 2), [1, 2]);
+        }
+    }
 }

@@ -3,7 +3,7 @@
 //! Bindings for virtqueue elements
 
 use std::{
-    ffi::c_void,
+    ffi::{c_uint, c_void},
     fmt,
     mem::ManuallyDrop,
     ptr::{self, NonNull},
@@ -15,9 +15,12 @@ use system::prelude::*;
 
 use crate::{
     bindings,
+    cursor::Cursor,
     device::{VirtIODevice, VirtioDeviceMethods},
+    generation::{self, Generation},
     queue::VirtQueue,
     reader::OutReader,
+    writer::InWriter,
 };
 
 /// A request of the driver: a chain of descriptors, mapped into QEMU.
@@ -30,17 +33,24 @@ use crate::{
 ///
 /// An element can be passed to another thread, which can read the contents.
 /// Returning it to the queue, or dropping it, needs the big QEMU lock.
+///
+/// The device has to give up all elements of a queue when that is reset or
+/// removed.  If it keeps one nevertheless, the queue does not know it any more,
+/// and returning it has no other effect than to release the memory.
 pub struct VirtQueueElement {
     elem: NonNull<bindings::VirtQueueElement>,
     vq: NonNull<bindings::VirtQueue>,
+    /// That of the queue when the element was popped
+    generation: Generation,
     // keeps the memory of the VirtQueue alive, even after unrealize
     vdev: Owned<VirtIODevice>,
     big_endian: bool,
 }
 
 // SAFETY: all functions that modify the element or the queue check that the BQL
-// is taken.  The rest reads the element's own fields, which do not change, and
-// guest memory, of which any thread can make copies while it is mapped.
+// is taken.  The rest reads fields of the element that do not change after
+// virtqueue_pop() has set them, and copies guest memory, which any thread can
+// do while it is mapped (and which the guest can change at any time anyway).
 unsafe impl Send for VirtQueueElement {}
 // SAFETY: see above
 unsafe impl Sync for VirtQueueElement {}
@@ -58,27 +68,35 @@ pub struct InBuffer<'a> {
 impl VirtQueueElement {
     /// # Safety
     ///
-    /// `elem` must have been popped from `vq`, which must be a queue of `vdev`;
-    /// the caller passes on its ownership.
+    /// `elem` must have been popped from `vq`, which must be a queue of `vdev`
+    /// with that generation; the caller passes on its ownership.
     pub(crate) unsafe fn new(
         elem: NonNull<bindings::VirtQueueElement>,
         vq: NonNull<bindings::VirtQueue>,
+        generation: Generation,
         vdev: &VirtIODevice,
     ) -> Self {
-        let big_endian = vdev.is_big_endian();
         Self {
             elem,
             vq,
-            // SAFETY: the queue comes from a VirtioDeviceImpl, which according
-            // to that trait's documentation is not embedded in another object
-            vdev: unsafe { Owned::from(vdev) },
-            big_endian,
+            generation,
+            vdev: vdev.to_owned_ref(),
+            big_endian: vdev.is_big_endian(),
         }
     }
 
-    const fn raw(&self) -> &bindings::VirtQueueElement {
-        // SAFETY: the element is owned, and not modified after virtqueue_pop()
-        unsafe { self.elem.as_ref() }
+    /// The number of buffers that the device can read
+    const fn out_num(&self) -> u32 {
+        // SAFETY: the element is owned; virtqueue_pop() has set the field, and
+        // nobody modifies it.  There cannot be a reference to the element
+        // itself because virtqueue_pop() leaves other fields uninitialized.
+        unsafe { (*self.elem.as_ptr()).out_num }
+    }
+
+    /// The number of buffers that the device can write
+    const fn in_num(&self) -> u32 {
+        // SAFETY: see out_num()
+        unsafe { (*self.elem.as_ptr()).in_num }
     }
 
     /// The queue that the element comes from
@@ -88,43 +106,52 @@ impl VirtQueueElement {
     }
 
     /// Whether there is anything that the device can read
-    pub fn has_out(&self) -> bool {
-        self.raw().out_num != 0
+    pub const fn has_out(&self) -> bool {
+        self.out_num() != 0
     }
 
     /// Read what the driver has sent.  Each reader starts from the beginning.
     pub fn out_reader(&self) -> OutReader<'_> {
-        let raw = self.raw();
-        // SAFETY: virtqueue_pop() has mapped out_num buffers, which are unmapped
-        // when the element is returned to the queue or dropped
-        unsafe { OutReader::new(raw.out_sg, raw.out_num, self.big_endian) }
+        // SAFETY: virtqueue_pop() has set the field.  It has mapped out_num
+        // buffers, which are unmapped by functions that consume `self`; those
+        // cannot be called while the reader borrows it.
+        let cursor = unsafe { Cursor::new((*self.elem.as_ptr()).out_sg, self.out_num()) };
+        OutReader::new(cursor, self.big_endian)
+    }
+
+    /// Write what the driver is to get.  Each writer starts from the beginning;
+    /// tell [`push`](Self::push) how much was written.
+    pub fn in_writer(&self) -> InWriter<'_> {
+        // SAFETY: see out_reader(), likewise for in_num buffers; they were
+        // mapped for writing
+        let cursor = unsafe { Cursor::new((*self.elem.as_ptr()).in_sg, self.in_num()) };
+        InWriter::new(cursor, self.big_endian)
     }
 
     /// The buffers that the device may write, in the order of the descriptors
     pub fn in_buffers(&self) -> impl Iterator<Item = InBuffer<'_>> {
-        let raw = self.raw();
         // SAFETY: the index is less than the number of buffers
-        (0..raw.in_num as usize).map(|i| unsafe { self.in_buffer_unchecked(i) })
+        (0..self.in_num() as usize).map(|i| unsafe { self.in_buffer_unchecked(i) })
     }
 
     /// One of the [`in_buffers`](Self::in_buffers)
     pub fn in_buffer(&self, index: usize) -> Option<InBuffer<'_>> {
         // SAFETY: the index is less than the number of buffers
-        (index < self.raw().in_num as usize).then(|| unsafe { self.in_buffer_unchecked(index) })
+        (index < self.in_num() as usize).then(|| unsafe { self.in_buffer_unchecked(index) })
     }
 
     /// # Safety
     ///
     /// `index` must be less than the number of buffers that the device may
     /// write.
-    const unsafe fn in_buffer_unchecked(&self, index: usize) -> InBuffer<'_> {
-        let raw = self.raw();
-        // SAFETY: virtqueue_pop() has allocated in_num elements in both arrays,
-        // and has mapped the buffers; see out_reader()
+    unsafe fn in_buffer_unchecked(&self, index: usize) -> InBuffer<'_> {
+        // SAFETY: virtqueue_pop() has set both fields to arrays with in_num
+        // elements, and has mapped the buffers; see out_reader()
         unsafe {
-            let iov = *raw.in_sg.add(index);
+            let elem = self.elem.as_ptr();
+            let iov = *(*elem).in_sg.add(index);
             InBuffer {
-                addr: *raw.in_addr.add(index),
+                addr: *(*elem).in_addr.add(index),
                 range: HostRange::new(iov.iov_base, iov.iov_len),
             }
         }
@@ -133,27 +160,55 @@ impl VirtQueueElement {
     /// The number of buffers, for either direction
     pub fn buffers(&self) -> usize {
         // each is at most 1024
-        (self.raw().out_num + self.raw().in_num) as usize
+        (self.out_num() + self.in_num()) as usize
+    }
+
+    /// Whether the queue knows the element: it was not reset, nor removed,
+    /// since the element was popped.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the big QEMU lock is not taken.
+    fn is_current(&self) -> bool {
+        generation::current(self.vq) == Some(self.generation)
     }
 
     /// Return the element to the driver, after having written the first `len`
-    /// bytes of its buffers.  The driver gets to know of it through
+    /// bytes of its buffers: usually the [position](InWriter::position) of the
+    /// writer, or 0.  The driver gets to know of it through
     /// [`VirtQueue::notify`].
-    pub fn push(self, len: u32) {
-        // SAFETY: the element was popped from the queue and not returned yet
-        self.consume(|vq, elem| unsafe { bindings::virtqueue_push(vq, elem, len) });
+    ///
+    /// # Panics
+    ///
+    /// Panics if the big QEMU lock is not taken.
+    #[doc(alias = "virtqueue_push")]
+    pub fn push(self, len: usize) {
+        if self.is_current() {
+            // virtio has no more than 32 bits for it
+            let len = c_uint::try_from(len).unwrap_or(c_uint::MAX);
+            // SAFETY: the element was popped from the queue, which was neither
+            // reset nor removed since then; and it was not returned yet, as
+            // that would have consumed `self`
+            self.consume(|vq, elem| unsafe { bindings::virtqueue_push(vq, elem, len) });
+        }
     }
 
     /// Put the element back: it will be the next one to be popped.  To be used
     /// for the last element that was popped only.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the big QEMU lock is not taken.
+    #[doc(alias = "virtqueue_unpop")]
     pub fn unpop(self) {
-        // SAFETY: the element was popped from the queue and not returned yet
-        self.consume(|vq, elem| unsafe { bindings::virtqueue_unpop(vq, elem, 0) });
+        if self.is_current() {
+            // SAFETY: see push()
+            self.consume(|vq, elem| unsafe { bindings::virtqueue_unpop(vq, elem, 0) });
+        }
     }
 
+    /// Pass the element to a function that returns it to the queue.
     fn consume(self, f: impl FnOnce(*mut bindings::VirtQueue, *const bindings::VirtQueueElement)) {
-        assert!(bql::is_locked());
-
         let mut this = ManuallyDrop::new(self);
         f(this.vq.as_ptr(), this.elem.as_ptr());
         // SAFETY: neither field is used again, because `this` is never dropped;
@@ -167,23 +222,227 @@ impl VirtQueueElement {
 
 impl Drop for VirtQueueElement {
     fn drop(&mut self) {
-        assert!(bql::is_locked());
+        let is_current = self.is_current();
+        let elem = self.elem.as_ptr();
         // SAFETY: the element was popped from the queue and not returned yet,
-        // else drop() would not be called
+        // as that would have consumed it.  The function subtracts `ndescs` from
+        // the number of descriptors in flight; the queue does not count those
+        // of the element any more if it was reset or removed since then.  Apart
+        // from that, it only releases the mappings.  The memory of the queue
+        // and the address space exist as long as the device does.
         unsafe {
-            bindings::virtqueue_detach_element(self.vq.as_ptr(), self.elem.as_ptr(), 0);
-            g_free(self.elem.as_ptr().cast::<c_void>());
+            if !is_current {
+                (*elem).ndescs = 0;
+            }
+            bindings::virtqueue_detach_element(self.vq.as_ptr(), elem, 0);
+            g_free(elem.cast::<c_void>());
         }
     }
 }
 
 impl fmt::Debug for VirtQueueElement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let raw = self.raw();
+        // SAFETY: see out_num()
+        let index = unsafe { (*self.elem.as_ptr()).index };
         f.debug_struct("VirtQueueElement")
-            .field("index", &raw.index)
-            .field("out_num", &raw.out_num)
-            .field("in_num", &raw.in_num)
+            .field("index", &index)
+            .field("out_num", &self.out_num())
+            .field("in_num", &self.in_num())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        cell::RefCell,
+        mem::{size_of, zeroed, MaybeUninit},
+        ptr::{addr_of_mut, null_mut},
+    };
+
+    use super::*;
+
+    thread_local! {
+        /// The calls of the functions below
+        static CALLS: RefCell<Vec<(&'static str, c_uint, c_uint)>> =
+            const { RefCell::new(Vec::new()) };
+    }
+
+    fn calls() -> Vec<(&'static str, c_uint, c_uint)> {
+        CALLS.with_borrow_mut(std::mem::take)
+    }
+
+    /// # Safety
+    ///
+    /// `elem` must have been made by `Queue::pop()`.
+    unsafe fn called(name: &'static str, elem: *const bindings::VirtQueueElement, len: c_uint) {
+        // SAFETY: the caller has promised this
+        let ndescs = unsafe { (*elem).ndescs };
+        CALLS.with_borrow_mut(|calls| calls.push((name, ndescs, len)));
+    }
+
+    // The functions of virtio.c, which is not linked into the tests.
+
+    #[no_mangle]
+    unsafe extern "C" fn virtqueue_push(
+        _vq: *mut bindings::VirtQueue,
+        elem: *const bindings::VirtQueueElement,
+        len: c_uint,
+    ) {
+        // SAFETY: same requirements
+        unsafe { called("push", elem, len) }
+    }
+
+    #[no_mangle]
+    unsafe extern "C" fn virtqueue_unpop(
+        _vq: *mut bindings::VirtQueue,
+        elem: *const bindings::VirtQueueElement,
+        len: c_uint,
+    ) {
+        // SAFETY: same requirements
+        unsafe { called("unpop", elem, len) }
+    }
+
+    #[no_mangle]
+    unsafe extern "C" fn virtqueue_detach_element(
+        _vq: *mut bindings::VirtQueue,
+        elem: *const bindings::VirtQueueElement,
+        len: c_uint,
+    ) {
+        // SAFETY: same requirements
+        unsafe { called("detach", elem, len) }
+    }
+
+    #[no_mangle]
+    unsafe extern "C" fn virtqueue_pop(_vq: *mut bindings::VirtQueue, _size: usize) -> *mut c_void {
+        unreachable!()
+    }
+
+    #[no_mangle]
+    unsafe extern "C" fn virtqueue_rewind(_vq: *mut bindings::VirtQueue, _num: c_uint) -> bool {
+        unreachable!()
+    }
+
+    #[no_mangle]
+    unsafe extern "C" fn virtio_notify(
+        _vdev: *mut bindings::VirtIODevice,
+        _vq: *mut bindings::VirtQueue,
+    ) {
+        unreachable!()
+    }
+
+    /// A queue of a device that is not registered, and never finalized
+    struct Queue {
+        vdev: &'static VirtIODevice,
+        vq: NonNull<bindings::VirtQueue>,
+    }
+
+    impl Queue {
+        fn new() -> Self {
+            unsafe extern "C" fn free(_obj: *mut c_void) {}
+
+            bql::start_test();
+            // SAFETY: zeroes are valid for the struct.  The test leaks the memory,
+            // and the reference that is counted here.  The address of a queue is
+            // not used for anything else than to identify it.
+            unsafe {
+                let vdev = Box::leak(Box::new(zeroed::<bindings::VirtIODevice>()));
+                vdev.parent_obj.parent_obj.ref_ = 1;
+                vdev.parent_obj.parent_obj.free = Some(free);
+                let vq = NonNull::from(Box::leak(Box::new(0u8))).cast();
+                generation::renew(vq);
+                Self {
+                    vdev: VirtIODevice::from_raw(vdev),
+                    vq,
+                }
+            }
+        }
+
+        fn pop(&self) -> VirtQueueElement {
+            // SAFETY: the memory has the size of the struct.  Like
+            // virtqueue_pop(), this leaves some fields as they are.
+            unsafe {
+                let elem = glib_sys::g_malloc(size_of::<bindings::VirtQueueElement>())
+                    .cast::<MaybeUninit<bindings::VirtQueueElement>>();
+                elem.cast::<u8>()
+                    .write_bytes(0xff, size_of::<bindings::VirtQueueElement>());
+                let raw = elem.cast::<bindings::VirtQueueElement>();
+                addr_of_mut!((*raw).index).write(7);
+                addr_of_mut!((*raw).ndescs).write(3);
+                addr_of_mut!((*raw).out_num).write(0);
+                addr_of_mut!((*raw).in_num).write(0);
+                addr_of_mut!((*raw).out_sg).write(null_mut());
+                addr_of_mut!((*raw).in_sg).write(null_mut());
+                VirtQueueElement::new(
+                    NonNull::new(raw).unwrap(),
+                    self.vq,
+                    generation::current(self.vq).unwrap(),
+                    self.vdev,
+                )
+            }
+        }
+
+        fn references(&self) -> u32 {
+            // SAFETY: the test has only one thread that uses the device
+            unsafe { (*self.vdev.as_ptr()).parent_obj.parent_obj.ref_ }
+        }
+    }
+
+    #[test]
+    fn test_current() {
+        let queue = Queue::new();
+        queue.pop().push(5);
+        assert_eq!(calls(), [("push", 3, 5)]);
+        queue.pop().push(usize::MAX);
+        assert_eq!(calls(), [("push", 3, c_uint::MAX)]);
+        queue.pop().unpop();
+        assert_eq!(calls(), [("unpop", 3, 0)]);
+        drop(queue.pop());
+        assert_eq!(calls(), [("detach", 3, 0)]);
+        assert_eq!(queue.references(), 1);
+    }
+
+    #[test]
+    fn test_after_reset() {
+        let queue = Queue::new();
+        let elems = [(); 3].map(|()| queue.pop());
+        assert_eq!(queue.references(), 4);
+        generation::renew(queue.vq);
+        let [push, unpop, dropped] = elems;
+        push.push(5);
+        unpop.unpop();
+        drop(dropped);
+        // the queue does not count their descriptors
+        assert_eq!(calls(), [("detach", 0, 0); 3]);
+        assert_eq!(queue.references(), 1);
+
+        queue.pop().push(5);
+        assert_eq!(calls(), [("push", 3, 5)]);
+    }
+
+    #[test]
+    fn test_after_unrealize() {
+        let queue = Queue::new();
+        let elem = queue.pop();
+        generation::remove(queue.vq);
+        elem.push(5);
+        assert_eq!(calls(), [("detach", 0, 0)]);
+
+        // SAFETY: the queue is one of the device
+        let vq = unsafe { VirtQueue::new(queue.vdev, queue.vq) };
+        assert!(vq.pop().is_none());
+        assert!(!vq.rewind(1));
+        vq.notify();
+    }
+
+    // There is no reference to the element, some fields of which are not valid.
+    #[test]
+    fn test_uninitialized_fields() {
+        let elem = Queue::new().pop();
+        assert!(!elem.has_out());
+        assert!(elem.out_reader().read_u8().is_none());
+        assert!(elem.in_writer().write_u8(1).is_none());
+        assert_eq!(elem.in_buffers().count(), 0);
+        assert!(format!("{elem:?}").contains("index: 7"));
     }
 }

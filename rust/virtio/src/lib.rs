@@ -13,18 +13,171 @@
 //!   [`VirtQueueElement`]s: the requests of the driver.  An element is owned;
 //!   it returns to the driver exactly once.
 //!
-//! * [`OutReader`] reads what the driver wrote into an element.
+//! * [`OutReader`] reads what the driver wrote into an element, [`InWriter`]
+//!   writes what it gets back.
+//!
+//! * [`BottomHalf`] does work later, in the main loop.
+//!
+//! # Examples
+//!
+//! A device that sends back to the driver what it gets from it, but at most as
+//! much as the user allows.  Work is done in a bottom half.
+//!
+//! ```no_run
+//! use std::ffi::CStr;
+//!
+//! use bql::prelude::*;
+//! use common::field;
+//! use hwcore::prelude::*;
+//! use migration::prelude::*;
+//! use qom::prelude::*;
+//! use util::{prelude::*, Result};
+//! use virtio::{prelude::*, virtio_vmstate};
+//!
+//! /// A feature bit of this device: the limit is in the configuration space
+//! const VIRTIO_ECHO_F_LIMIT: u32 = 0;
+//!
+//! #[repr(C)]
+//! #[derive(qom::Object, hwcore::Device)]
+//! pub struct VirtIOEcho {
+//!     parent_obj: ParentField<VirtIODevice>,
+//!
+//!     /// The most bytes to send back
+//!     #[property(rename = "limit", default = 4096)]
+//!     limit: u32,
+//!
+//!     /// Bytes that were sent back since the last reset
+//!     count: BqlCell<u64>,
+//!     /// The index of the queue, once the device is realized
+//!     queue: BqlCell<u16>,
+//!     bh: BottomHalf,
+//! }
+//!
+//! virtio_device_type!(VirtIOEcho, c"virtio-echo-device");
+//!
+//! impl VirtIOEcho {
+//!     fn realize(&self, queues: &mut VirtioRealize<'_, Self>) -> Result<()> {
+//!         ensure!(self.limit > 0, "'limit' must not be 0");
+//!         self.queue.set(queues.add_queue(64, &Self::handle_output));
+//!         BottomHalf::init(self, field!(Self, bh), c"virtio-echo", Self::echo);
+//!         Ok(())
+//!     }
+//!
+//!     fn unrealize(&self) {
+//!         self.bh.delete();
+//!     }
+//!
+//!     fn handle_output(&self, _vq: VirtQueue<'_>) {
+//!         self.bh.schedule();
+//!     }
+//!
+//!     /// The contents of an element that are sent back, and their size.
+//!     fn echo_one(&self, elem: &VirtQueueElement) -> usize {
+//!         let mut reader = elem.out_reader();
+//!         let mut writer = elem.in_writer();
+//!         while writer.position() < self.limit as usize {
+//!             let Some(byte) = reader.read_u8() else {
+//!                 break;
+//!             };
+//!             if writer.write_u8(byte).is_none() {
+//!                 break;
+//!             }
+//!         }
+//!         writer.position()
+//!     }
+//!
+//!     fn echo(&self) {
+//!         // None if the device is not realized
+//!         let Some(vq) = self.queue(self.queue.get()) else {
+//!             return;
+//!         };
+//!         while let Some(elem) = vq.pop() {
+//!             if !elem.has_out() {
+//!                 // The element is dropped; the device is unusable until the
+//!                 // driver resets it
+//!                 self.error("nothing to send back");
+//!                 return;
+//!             }
+//!             let written = self.echo_one(&elem);
+//!             self.count.set(self.count.get() + written as u64);
+//!             elem.push(written);
+//!         }
+//!         vq.notify();
+//!     }
+//!
+//!     fn config_size(&self) -> usize {
+//!         size_of::<u32>()
+//!     }
+//!
+//!     fn get_config(&self, config: &mut [u8]) {
+//!         config.copy_from_slice(&self.limit.to_le_bytes());
+//!     }
+//!
+//!     fn get_features(&self, features: u64) -> Result<u64> {
+//!         Ok(features | 1 << VIRTIO_ECHO_F_LIMIT)
+//!     }
+//!
+//!     fn reset(&self) {
+//!         self.bh.cancel();
+//!         self.count.set(0);
+//!     }
+//! }
+//!
+//! impl ObjectImpl for VirtIOEcho {
+//!     type ParentType = VirtIODevice;
+//!     const INSTANCE_INIT: Option<InstanceInitFn<Self>> = hwcore::instance_init!(VirtIOEcho {
+//!         parent: [parent_obj],
+//!         properties: [limit],
+//!         count: BqlCell::new(0),
+//!         queue: BqlCell::new(0),
+//!         bh: BottomHalf::default(),
+//!     });
+//!     const CLASS_INIT: fn(&mut Self::Class) = Self::Class::class_init::<Self>;
+//! }
+//!
+//! impl DeviceImpl for VirtIOEcho {
+//!     // What is common to all virtio devices
+//!     const VMSTATE: Option<VMStateDescription<Self>> = Some(virtio_vmstate(c"virtio-echo", 1));
+//! }
+//!
+//! impl ResettablePhasesImpl for VirtIOEcho {}
+//!
+//! impl VirtioDeviceImpl for VirtIOEcho {
+//!     const DEVICE_ID: u16 = 63;
+//!     const CONFIG_SIZE: fn(&Self) -> usize = Self::config_size;
+//!     const REALIZE: fn(&Self, &mut VirtioRealize<'_, Self>) -> Result<()> = Self::realize;
+//!     const UNREALIZE: Option<fn(&Self)> = Some(Self::unrealize);
+//!     const GET_FEATURES: fn(&Self, u64) -> Result<u64> = Self::get_features;
+//!     const GET_CONFIG: Option<fn(&Self, &mut [u8])> = Some(Self::get_config);
+//!     const RESET: Option<fn(&Self)> = Some(Self::reset);
+//!     // What is specific to this device
+//!     const VIRTIO_VMSTATE: Option<VMStateDescription<Self>> = Some(
+//!         VMStateDescriptionBuilder::<Self>::new()
+//!             .name(c"virtio-echo-device")
+//!             .version_id(1)
+//!             .minimum_version_id(1)
+//!             .fields(vmstate_fields! {
+//!                 vmstate_of!(VirtIOEcho, count),
+//!             })
+//!             .build(),
+//!     );
+//! }
+//! ```
 
 pub use virtio_sys as bindings;
 
 mod bh;
 pub use bh::*;
 
+mod cursor;
+
 mod device;
 pub use device::*;
 
 mod element;
 pub use element::*;
+
+mod generation;
 
 // preserve one-item-per-"use" syntax, it is clearer
 // for prelude-like modules
@@ -36,3 +189,6 @@ pub use queue::*;
 
 mod reader;
 pub use reader::*;
+
+mod writer;
+pub use writer::*;

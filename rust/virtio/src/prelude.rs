@@ -15,5 +15,6 @@ pub use crate::element::InBuffer;
 pub use crate::element::VirtQueueElement;
 pub use crate::queue::VirtQueue;
 pub use crate::reader::OutReader;
+pub use crate::writer::InWriter;
 
 pub use crate::virtio_device_type;

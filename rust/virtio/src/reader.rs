@@ -2,9 +2,7 @@
 
 //! Checked access to what the driver has sent
 
-use std::{ffi::c_void, marker::PhantomData};
-
-use crate::bindings;
+use crate::cursor::Cursor;
 
 const BUF_SIZE: usize = 1024;
 
@@ -14,11 +12,8 @@ const BUF_SIZE: usize = 1024;
 ///
 /// The data is copied, so it cannot change after it was looked at.
 pub struct OutReader<'a> {
-    sg: *const bindings::iovec,
-    /// Number of entries left in `sg`
-    count: u32,
-    /// Bytes of the first entry that were copied already
-    offset: usize,
+    /// What is behind the data in `buf`
+    cursor: Cursor<'a>,
     buf: [u8; BUF_SIZE],
     /// The part of `buf` that was not consumed yet
     start: usize,
@@ -26,7 +21,6 @@ pub struct OutReader<'a> {
     /// Bytes that were consumed
     position: usize,
     big_endian: bool,
-    _marker: PhantomData<&'a bindings::iovec>,
 }
 
 macro_rules! impl_read {
@@ -43,68 +37,21 @@ macro_rules! impl_read {
     };
 }
 
-impl OutReader<'_> {
-    /// # Safety
-    ///
-    /// `sg` must point to `count` entries that are mapped and do not change
-    /// for as long as the caller chooses the lifetime to be.
-    pub(crate) const unsafe fn new(
-        sg: *const bindings::iovec,
-        count: u32,
-        big_endian: bool,
-    ) -> Self {
+impl<'a> OutReader<'a> {
+    pub(crate) const fn new(cursor: Cursor<'a>, big_endian: bool) -> Self {
         Self {
-            sg,
-            count,
-            offset: 0,
+            cursor,
             buf: [0; BUF_SIZE],
             start: 0,
             end: 0,
             position: 0,
             big_endian,
-            _marker: PhantomData,
         }
     }
 
     fn refill(&mut self) {
         self.start = 0;
-        self.end = 0;
-        if self.count == 0 {
-            return;
-        }
-
-        // SAFETY: there are `count` valid entries, the offset is less than the
-        // size of the first, and the function copies at most BUF_SIZE bytes
-        let copied = unsafe {
-            bindings::iov_to_buf_full(
-                self.sg,
-                self.count,
-                self.offset,
-                self.buf.as_mut_ptr().cast::<c_void>(),
-                BUF_SIZE,
-            )
-        };
-        self.end = copied.min(BUF_SIZE);
-
-        self.advance(copied);
-    }
-
-    /// Go on to what is `bytes` behind the current position in the entries; to
-    /// their end if there are not as many.
-    fn advance(&mut self, mut bytes: usize) {
-        while self.count > 0 {
-            // SAFETY: there is at least one entry left
-            let left = unsafe { (*self.sg).iov_len } - self.offset;
-            if bytes < left {
-                self.offset += bytes;
-                break;
-            }
-            bytes -= left;
-            self.offset = 0;
-            self.count -= 1;
-            // SAFETY: at most one past the end
-            self.sg = unsafe { self.sg.add(1) };
-        }
+        self.end = self.cursor.read(&mut self.buf).min(BUF_SIZE);
     }
 
     /// Number of bytes that were read so far; see [`skip`](Self::skip)
@@ -125,7 +72,7 @@ impl OutReader<'_> {
 
         let buffered = bytes.min(self.end - self.start);
         self.start += buffered;
-        self.advance(bytes - buffered);
+        self.cursor.advance(bytes - buffered);
         self
     }
 
@@ -162,6 +109,7 @@ impl OutReader<'_> {
         Some(out)
     }
 
+    impl_read!(read_u8, u8);
     impl_read!(read_u16, u16);
     impl_read!(read_u32, u32);
     impl_read!(read_u64, u64);
@@ -169,7 +117,10 @@ impl OutReader<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::c_void;
+
     use super::*;
+    use crate::bindings;
 
     fn iovecs(parts: &[&[u8]]) -> Vec<bindings::iovec> {
         parts
@@ -183,7 +134,8 @@ mod tests {
 
     fn reader(iov: &[bindings::iovec], big_endian: bool) -> OutReader<'_> {
         // SAFETY: the entries refer to slices that live as long as the test
-        unsafe { OutReader::new(iov.as_ptr(), iov.len() as u32, big_endian) }
+        let cursor = unsafe { Cursor::new(iov.as_ptr(), iov.len() as u32) };
+        OutReader::new(cursor, big_endian)
     }
 
     #[test]
@@ -194,12 +146,12 @@ mod tests {
         assert_eq!(r.read_u16(), Some(0x0201));
         assert_eq!(r.read_u32(), Some(0x0605_0403));
         assert_eq!(r.read_u64(), Some(0x0e0d_0c0b_0a09_0807));
-        assert_eq!(r.read_u16(), None);
+        assert_eq!(r.read_u8(), None);
 
-        let mut r = reader(&iov, true);
-        assert_eq!(r.read_u16(), Some(0x0102));
-        assert_eq!(r.read_u32(), Some(0x0304_0506));
-        assert_eq!(r.read_u64(), Some(0x0708_090a_0b0c_0d0e));
+        let mut big = reader(&iov, true);
+        assert_eq!(big.read_u16(), Some(0x0102));
+        assert_eq!(big.read_u32(), Some(0x0304_0506));
+        assert_eq!(big.read_u64(), Some(0x0708_090a_0b0c_0d0e));
     }
 
     #[test]

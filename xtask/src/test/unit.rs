@@ -54,6 +54,7 @@ pub fn unit(env: &Env) -> Result<Count> {
 
     let rust = build.source.dir.join("rust");
     let crates = [
+        "common",
         "qom",
         "migration",
         "system",
