@@ -5,7 +5,6 @@
  */
 
 #include "qemu/osdep.h"
-#include <glib/gstdio.h>
 #include "qemu/bswap.h"
 #include "virtio-balloon-common.h"
 #include "hw/pci/pci_regs.h"
@@ -26,7 +25,6 @@ static const Transport pci_modern = {
     .machine = "pc",
     .device = "virtio-balloon-pci-non-transitional,addr=04.0",
     .features = F_RING | F_MODERN,
-    .no_ioeventfd = " -global virtio-pci.ioeventfd=off",
     .pci = true,
 };
 
@@ -36,7 +34,6 @@ static const Transport pci_transitional = {
     .device = "virtio-balloon-pci-transitional,addr=04.0",
     /* libqos prefers the modern interface */
     .features = F_RING | F_MODERN,
-    .no_ioeventfd = " -global virtio-pci.ioeventfd=off",
     .pci = true,
 };
 
@@ -45,7 +42,6 @@ static const Transport pci_legacy = {
     .machine = "pc",
     .device = "virtio-balloon-pci,disable-modern=on,addr=04.0",
     .features = F_RING | F_LEGACY | F_BAD,
-    .no_ioeventfd = " -global virtio-pci.ioeventfd=off",
     .pci = true,
 };
 
@@ -54,7 +50,6 @@ static const Transport mmio_x86 = {
     .machine = "microvm",
     .device = "virtio-balloon-device",
     .features = F_RING | F_LEGACY,
-    .no_ioeventfd = " -global virtio-mmio.ioeventfd=off",
 };
 
 static const Transport mmio_arm = {
@@ -62,7 +57,6 @@ static const Transport mmio_arm = {
     .machine = "virt",
     .device = "virtio-balloon-device",
     .features = F_RING | F_LEGACY,
-    .no_ioeventfd = " -global virtio-mmio.ioeventfd=off",
 };
 
 const Transport *const *transports(void)
@@ -73,10 +67,20 @@ const Transport *const *transports(void)
     static const Transport *const arm[] = { &mmio_arm, NULL };
     /* libqos has no driver for CCW */
     static const Transport *const none[] = { NULL };
+    static const Transport *found[ARRAY_SIZE(x86)];
     const char *arch = qtest_get_arch();
+    const Transport *const *known =
+        !strcmp(arch, "x86_64") || !strcmp(arch, "i386") ? x86 :
+        !strcmp(arch, "aarch64") ? arm : none;
+    int n = 0;
 
-    return !strcmp(arch, "x86_64") || !strcmp(arch, "i386") ? x86 :
-           !strcmp(arch, "aarch64") ? arm : none;
+    for (; *known; known++) {
+        if (qtest_has_machine((*known)->machine)) {
+            found[n++] = *known;
+        }
+    }
+    found[n] = NULL;
+    return found;
 }
 
 /* Whether there are enough for the memory of some VMs */
@@ -106,24 +110,22 @@ static void run_transport_test(const void *opaque)
     data->test->fn(data->t);
 }
 
-void add_transport_tests(const Transport *t, const TransportTest *tests,
-                         size_t n)
+void add_transport_tests(const TransportTest *tests, size_t n)
 {
-    if (!qtest_has_machine(t->machine)) {
-        return;
-    }
-    for (size_t i = 0; i < n; i++) {
-        g_autofree char *path = g_strdup_printf("virtio-balloon/%s/%s",
-                                                t->name, tests[i].name);
-        TestData *data;
+    for (const Transport *const *t = transports(); *t; t++) {
+        for (size_t i = 0; i < n; i++) {
+            g_autofree char *path = g_strdup_printf("virtio-balloon/%s/%s",
+                                                    (*t)->name, tests[i].name);
+            TestData *data;
 
-        if (tests[i].pc_only && !t->pci) {
-            continue;
+            if (tests[i].pc_only && !(*t)->pci) {
+                continue;
+            }
+            data = g_new(TestData, 1);
+            data->t = *t;
+            data->test = &tests[i];
+            qtest_add_data_func_full(path, data, run_transport_test, g_free);
         }
-        data = g_new(TestData, 1);
-        data->t = t;
-        data->test = &tests[i];
-        qtest_add_data_func_full(path, data, run_transport_test, g_free);
     }
 }
 
@@ -186,7 +188,7 @@ Balloon *balloon_boot(const Transport *t, const char *options)
     return b;
 }
 
-static void balloon_free_queues(Balloon *b)
+void balloon_free_queues(Balloon *b)
 {
     for (int i = 0; i < b->num_queues; i++) {
         qvirtqueue_cleanup(b->dev->bus, b->vq[i], b->alloc);
@@ -252,13 +254,19 @@ bool is_broken(Balloon *b)
 
 bool is_broken_for_qmp(Balloon *b)
 {
-    QDict *ret = qtest_qmp_assert_success_ref(
-        b->qts, "{ 'execute': 'x-query-virtio-status',"
-        " 'arguments': { 'path': %s } }", backend_path(b->t));
-    bool broken = qdict_get_bool(ret, "broken");
+    QDict *status = virtio_status(b);
+    bool broken = qdict_get_bool(status, "broken");
 
-    qobject_unref(ret);
+    qobject_unref(status);
     return broken;
+}
+
+void assert_broken(Balloon *b)
+{
+    g_assert_true(is_broken_for_qmp(b));
+    if (b->offered & BIT64(VIRTIO_F_VERSION_1)) {
+        g_assert_true(is_broken(b));
+    }
 }
 
 void config_writel(Balloon *b, uint64_t offset, uint32_t value)
@@ -331,9 +339,23 @@ void wait_used(Balloon *b, int q, uint32_t head)
     g_assert_cmpint(len, ==, 0);
 }
 
-uint32_t submit(Balloon *b, int q, uint64_t addr, uint32_t len, bool write)
+uint32_t add_element(Balloon *b, int q, const Buffer *buffers, int n)
 {
-    uint32_t head = qvirtqueue_add(b->qts, b->vq[q], addr, len, write, false);
+    uint32_t head = UINT32_MAX;
+
+    for (int i = 0; i < n; i++) {
+        uint32_t desc = qvirtqueue_add(b->qts, b->vq[q], buffers[i].addr,
+                                       buffers[i].len, buffers[i].write,
+                                       i < n - 1);
+
+        head = i ? head : desc;
+    }
+    return head;
+}
+
+uint32_t submit_element(Balloon *b, int q, const Buffer *buffers, int n)
+{
+    uint32_t head = add_element(b, q, buffers, n);
 
     /* It may be blocked if the VM is stopped, but will look at the queue. */
     if (q == b->hint_vq && !b->hints_polled && !b->vm_stopped) {
@@ -344,6 +366,28 @@ uint32_t submit(Balloon *b, int q, uint64_t addr, uint32_t len, bool write)
         b->hint_not_kicked = !hint_queue_is_idle(b);
     }
     return head;
+}
+
+uint32_t submit(Balloon *b, int q, uint64_t addr, uint32_t len, bool write)
+{
+    return submit_element(b, q, &(Buffer){ addr, len, write }, 1);
+}
+
+void send_batch(Balloon *b, int q, const uint32_t *heads, int n)
+{
+    QVirtQueue *vq = b->vq[q];
+    uint16_t idx = qtest_readw(b->qts, vq->avail + 2);
+
+    /* qvirtqueue_kick() adds the last one. */
+    for (int i = 0; i < n - 1; i++) {
+        qtest_writew(b->qts, vq->avail + 4 + 2 * ((idx + i) % vq->size),
+                     heads[i]);
+    }
+    qvirtqueue_set_avail_idx(b->qts, b->dev, vq, idx + n - 1);
+    qvirtqueue_kick(b->qts, b->dev, vq, heads[n - 1]);
+    for (int i = 0; i < n; i++) {
+        wait_used(b, q, heads[i]);
+    }
 }
 
 uint64_t put(Balloon *b, const void *data, size_t len)
@@ -439,8 +483,14 @@ void continue_vm(Balloon *b)
 
 const char *backend_path(const Transport *t)
 {
-    return t->pci ? "/machine/peripheral/balloon/virtio-backend" :
-                    "/machine/peripheral/balloon";
+    return t->pci ? BALLOON_PATH "/virtio-backend" : BALLOON_PATH;
+}
+
+QDict *virtio_status(Balloon *b)
+{
+    return qtest_qmp_assert_success_ref(
+        b->qts, "{ 'execute': 'x-query-virtio-status',"
+        " 'arguments': { 'path': %s } }", backend_path(b->t));
 }
 
 int64_t queue_status(Balloon *b, int q, const char *name)
@@ -462,150 +512,8 @@ void assert_error(QDict *resp, const char *expected)
     qobject_unref(resp);
 }
 
-/*
- * Migration
- */
-
-static bool migration_has_status(Balloon *b, const char *expected)
+void assert_no_balloon(QTestState *qts)
 {
-    QDict *ret = qtest_qmp_assert_success_ref(
-        b->qts, "{ 'execute': 'query-migrate' }");
-    const char *status = qdict_get_try_str(ret, "status");
-    bool result = !g_strcmp0(status, expected);
-
-    if (!g_strcmp0(status, "failed") && !strcmp(expected, "cancelled")) {
-        /*
-         * The thread that sends may find that the channel is closed before it
-         * finds out that this is intended.
-         */
-        result = true;
-    } else if (!result && (!g_strcmp0(status, "failed") ||
-                           !g_strcmp0(status, "completed") ||
-                           !g_strcmp0(status, "cancelled"))) {
-        g_test_message("%s", qdict_get_try_str(ret, "error-desc") ?: "");
-        g_assert_cmpstr(status, ==, expected);
-    }
-    qobject_unref(ret);
-    return result;
-}
-
-void wait_migration(Balloon *b, const char *status)
-{
-    WAIT_FOR(migration_has_status(b, status));
-}
-
-Balloon *balloon_migrate(Balloon *src, const char *options)
-{
-    g_autofree char *dir = g_dir_make_tmp("virtio-balloon-XXXXXX", NULL);
-    g_autofree char *path = g_build_filename(dir, "state", NULL);
-    g_autofree char *uri = g_strdup_printf("file:%s", path);
-    g_autofree char *incoming = g_strdup_printf("%s -incoming defer", options);
-    Balloon *dst;
-
-    g_assert_nonnull(dir);
-    stop_vm(src);
-    qtest_qmp_assert_success(
-        src->qts, "{ 'execute': 'migrate', 'arguments': { 'uri': %s } }", uri);
-    wait_migration(src, "completed");
-
-    dst = balloon_boot(src->t, incoming);
-    qtest_qmp_assert_success(
-        dst->qts, "{ 'execute': 'migrate-incoming',"
-        " 'arguments': { 'uri': %s } }", uri);
-    wait_migration(dst, "completed");
-    g_assert_cmpint(g_unlink(path), ==, 0);
-    g_assert_cmpint(g_rmdir(dir), ==, 0);
-    continue_vm(dst);
-    return dst;
-}
-
-/*
- * Free page hinting
- */
-
-Balloon *balloon_start_hinting(const Transport *t)
-{
-    g_autofree char *options = g_strconcat(HINT_OPTIONS, t->no_ioeventfd, NULL);
-
-    return balloon_start(t, options);
-}
-
-uint32_t wait_cmd_id(Balloon *b, uint32_t old)
-{
-    uint32_t id;
-
-    WAIT_FOR((id = config_readl(b, CFG(free_page_hint_cmd_id))) != old);
-    return id;
-}
-
-void start_migration(Balloon *b)
-{
-    qtest_qmp_assert_success(
-        b->qts, "{ 'execute': 'migrate-set-parameters',"
-        " 'arguments': { 'max-bandwidth': 10,"
-        " 'zero-page-detection': 'none' } }");
-    qtest_qmp_assert_success(
-        b->qts, "{ 'execute': 'migrate',"
-        " 'arguments': { 'uri': 'exec:cat > /dev/null' } }");
-}
-
-void cancel_migration(Balloon *b)
-{
-    qtest_qmp_assert_success(b->qts, "{ 'execute': 'migrate_cancel' }");
-    wait_migration(b, "cancelled");
-    if (b->hints_polled) {
-        b->hints_polled = false;
-        wait_hint_queue_idle(b);
-    }
-}
-
-void hint_command(Balloon *b, uint32_t id)
-{
-    uint32_t le = cpu_to_le32(id);
-
-    wait_used(b, b->hint_vq,
-              submit(b, b->hint_vq, put(b, &le, sizeof(le)), sizeof(le),
-                     false));
-    b->hints_polled = id != VIRTIO_BALLOON_CMD_ID_STOP;
-    if (!b->hints_polled) {
-        wait_hint_queue_idle(b);
-    }
-}
-
-void cancel_hinting(Balloon *b)
-{
-    cancel_migration(b);
-    /* The device was told before the migration ended */
-    g_assert_cmphex(config_readl(b, CFG(free_page_hint_cmd_id)), ==,
-                    VIRTIO_BALLOON_CMD_ID_DONE);
-}
-
-void hint_until(Balloon *b, HintState state)
-{
-    uint32_t before = config_readl(b, CFG(free_page_hint_cmd_id));
-    uint32_t id;
-
-    start_migration(b);
-    id = wait_cmd_id(b, before);
-    if (state >= HINT_START) {
-        hint_command(b, id);
-    }
-    if (state >= HINT_STOP) {
-        hint_command(b, VIRTIO_BALLOON_CMD_ID_STOP);
-    }
-    if (state == HINT_DONE) {
-        cancel_hinting(b);
-    }
-    g_assert_cmphex(config_readl(b, CFG(free_page_hint_cmd_id)), ==,
-                    state == HINT_REQUESTED ? id :
-                    state == HINT_DONE ? VIRTIO_BALLOON_CMD_ID_DONE :
-                    VIRTIO_BALLOON_CMD_ID_STOP);
-}
-
-void hint(Balloon *b, uint64_t addr)
-{
-    wait_used(b, b->hint_vq, submit(b, b->hint_vq, addr, PAGE, true));
-    if (!b->hints_polled) {
-        wait_hint_queue_idle(b);
-    }
+    assert_error(qtest_qmp(qts, "{ 'execute': 'query-balloon' }"),
+                 "No balloon device has been activated");
 }

@@ -41,6 +41,9 @@
 #define BIT64(n)        (1ULL << (n))
 #define HUGE_PAGE       (2 * 1024 * 1024)
 
+/* The proxy of the device that is tested, or the device if it has none */
+#define BALLOON_PATH    "/machine/peripheral/balloon"
+
 #define RAM_MB          128
 #define RAM_SIZE        (RAM_MB * 1024ULL * 1024)
 
@@ -64,12 +67,10 @@ enum { IVQ, DVQ, SVQ };
 typedef struct Transport {
     const char *name;
     const char *machine;
-    /* with all options but those of the balloon itself */
+    /* With all options but those of the balloon itself */
     const char *device;
     /* The features of the transport and the rings */
     uint64_t features;
-    /* Option to turn off ioeventfd */
-    const char *no_ioeventfd;
     bool pci;
 } Transport;
 
@@ -103,12 +104,14 @@ typedef struct TransportTest {
     int huge_vms;
 } TransportTest;
 
-/* The transports that there are for the architecture; the last one is NULL. */
+/*
+ * The transports that the driver knows, and for which QEMU has the machine.
+ * The last one is NULL.
+ */
 const Transport *const *transports(void);
 
-/* Add tests for a transport.  They must not go away before they are run. */
-void add_transport_tests(const Transport *t, const TransportTest *tests,
-                         size_t n);
+/* Add tests for all transports.  They must exist until they are run. */
+void add_transport_tests(const TransportTest *tests, size_t n);
 
 /*
  * Booting and initialization
@@ -126,6 +129,7 @@ Balloon *balloon_start(const Transport *t, const char *options);
 /* Reset by the driver, and initialization from the start */
 void balloon_restart(Balloon *b, uint64_t wanted);
 
+void balloon_free_queues(Balloon *b);
 void balloon_quit(Balloon *b);
 
 uint8_t balloon_status(Balloon *b);
@@ -135,6 +139,9 @@ bool is_broken(Balloon *b);
 
 /* The same for legacy drivers, which do not know NEEDS_RESET */
 bool is_broken_for_qmp(Balloon *b);
+
+/* The driver did something wrong, and has to reset the device. */
+void assert_broken(Balloon *b);
 
 void config_writel(Balloon *b, uint64_t offset, uint32_t value);
 uint32_t config_readl(Balloon *b, uint64_t offset);
@@ -152,8 +159,35 @@ void wait_used(Balloon *b, int q, uint32_t head);
  */
 void assert_not_used(Balloon *b, int q);
 
-/* Make a buffer available, and notify the device. */
+/*
+ * Wait until an I/O thread that does not want to be notified has done all that
+ * it has to do.  It never has while a round of hinting is active, and while the
+ * VM is stopped it goes no further.
+ */
+void wait_hint_queue_idle(Balloon *b);
+
+/* A buffer of an element */
+typedef struct Buffer {
+    uint64_t addr;
+    uint32_t len;
+    /* The device can write to it. */
+    bool write;
+} Buffer;
+
+/* Add an element to the descriptors only. */
+uint32_t add_element(Balloon *b, int q, const Buffer *buffers, int n);
+
+/* Make an element available, and notify the device. */
+uint32_t submit_element(Balloon *b, int q, const Buffer *buffers, int n);
+
+/* The same with only one buffer */
 uint32_t submit(Balloon *b, int q, uint64_t addr, uint32_t len, bool write);
+
+/*
+ * Make elements available that were added already, with only one notification,
+ * and wait until they return in order.
+ */
+void send_batch(Balloon *b, int q, const uint32_t *heads, int n);
 
 /* Write data to memory of the guest that is not used for anything else. */
 uint64_t put(Balloon *b, const void *data, size_t len);
@@ -169,7 +203,7 @@ uint32_t pfn(uint64_t addr);
 /* Whether a page consists of zeroes; otherwise it must have the pattern. */
 bool is_zero(Balloon *b, uint64_t addr);
 
-/* Check n pages; in the string there is a '0' for each that is zero */
+/* Check pages: in the string there is a '0' for each that is zero. */
 void assert_pages(Balloon *b, uint64_t addr, const char *expected);
 
 /*
@@ -185,76 +219,16 @@ void continue_vm(Balloon *b);
 /* The device itself, behind its proxy (if there is one) */
 const char *backend_path(const Transport *t);
 
+/* The answer to x-query-virtio-status, which has to be released */
+QDict *virtio_status(Balloon *b);
+
 /* A number in the answer to x-query-virtio-queue-status */
 int64_t queue_status(Balloon *b, int q, const char *name);
 
 /* Check that a command has failed; takes ownership of the answer. */
 void assert_error(QDict *resp, const char *expected);
 
-/*
- * Migration
- */
-
-/* Wait until the migration has ended, with the given status. */
-void wait_migration(Balloon *b, const char *status);
-
-/*
- * Stop the VM, and continue it in another QEMU that is started with the given
- * options.  The driver there is not initialized.
- */
-Balloon *balloon_migrate(Balloon *src, const char *options);
-
-/*
- * Free page hinting
- */
-
-/*
- * More memory than can be migrated during a test, however slow the host is: at
- * the smallest bandwidth, one buffer of the stream, which is 32 pages if even
- * zero pages are sent as a whole, leaves QEMU in 100 ms.
- */
-#define HINT_OPTIONS    ",free-page-hint=on,iothread=io0 -m 1G"
-
-/*
- * Start QEMU with HINT_OPTIONS, and without ioeventfd: otherwise, QEMU itself
- * notifies the device when it begins to use one, and it is not possible to know
- * when an I/O thread is done with that.
- */
-Balloon *balloon_start_hinting(const Transport *t);
-
-typedef enum HintState {
-    HINT_REQUESTED,
-    HINT_START,
-    HINT_STOP,
-    HINT_DONE,
-    HINT_STATES,
-} HintState;
-
-/* Wait until the device shows a command ID other than the given one. */
-uint32_t wait_cmd_id(Balloon *b, uint32_t old);
-
-/* Begin to migrate, which will not end by itself. */
-void start_migration(Balloon *b);
-void cancel_migration(Balloon *b);
-
-/* The guest stays, and the driver can have its pages back. */
-void cancel_hinting(Balloon *b);
-
-/* Send a command ID, and wait until the device has read it. */
-void hint_command(Balloon *b, uint32_t id);
-
-/* Tell that a page is free, and wait until the device knows. */
-void hint(Balloon *b, uint64_t addr);
-
-/*
- * Wait until an I/O thread that does not want to be notified has done all that
- * it has to do.  It never has while hinting is in the state HINT_START, and
- * while the VM is stopped it goes no further.  The functions above do that as
- * far as it is possible.
- */
-void wait_hint_queue_idle(Balloon *b);
-
-/* Begin to migrate, and go on until hinting is in the given state. */
-void hint_until(Balloon *b, HintState state);
+/* Check that there is no device. */
+void assert_no_balloon(QTestState *qts);
 
 #endif

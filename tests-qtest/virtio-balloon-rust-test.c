@@ -7,7 +7,8 @@
 
 #include "qemu/osdep.h"
 #include "qemu/bswap.h"
-#include "virtio-balloon-common.h"
+#include "qemu/units.h"
+#include "virtio-balloon-migration.h"
 #include "qobject/qlist.h"
 
 #define HUGE_OPTIONS \
@@ -22,9 +23,8 @@ static uint64_t get_counter(Balloon *b, const char *name)
 {
     /* The path is that of the proxy, which has an alias of the property */
     QDict *counters = qtest_qmp_assert_success_ref(
-        b->qts, "{ 'execute': 'qom-get', 'arguments': {"
-        " 'path': '/machine/peripheral/balloon',"
-        " 'property': 'balloon-counters' } }");
+        b->qts, "{ 'execute': 'qom-get', 'arguments': { 'path': %s,"
+        " 'property': 'balloon-counters' } }", BALLOON_PATH);
     uint64_t value = qdict_get_int(counters, name);
 
     qobject_unref(counters);
@@ -68,29 +68,19 @@ static void test_counters(const void *data)
  */
 static void inflate_shuffled(Balloon *b, uint64_t mem)
 {
-    QVirtQueue *vq = b->vq[IVQ];
-    uint16_t idx = qtest_readw(b->qts, vq->avail + 2);
     uint32_t heads[8];
 
     for (int i = 0; i < 8; i++) {
         uint32_t le[7];
+        Buffer buffer = { .len = sizeof(le) };
 
         for (int j = 0; j < 7; j++) {
             le[j] = cpu_to_le32(pfn(mem) + 8 * ((3 * j) % 7) + (5 * i) % 8);
         }
-        heads[i] = qvirtqueue_add(b->qts, vq, put(b, le, sizeof(le)),
-                                  sizeof(le), false, false);
-        if (i < 7) {
-            /* available, but the device is not told yet */
-            qtest_writew(b->qts, vq->avail + 4 + 2 * ((idx + i) % vq->size),
-                         heads[i]);
-            qtest_writew(b->qts, vq->avail + 2, idx + i + 1);
-        }
+        buffer.addr = put(b, le, sizeof(le));
+        heads[i] = add_element(b, IVQ, &buffer, 1);
     }
-    qvirtqueue_kick(b->qts, b->dev, vq, heads[7]);
-    for (int i = 0; i < 8; i++) {
-        wait_used(b, IVQ, heads[i]);
-    }
+    send_batch(b, IVQ, heads, 8);
     assert_pages(b, mem, "00000000" "00000000" "00000000" "00000000"
                  "00000000" "00000000" "00000000" "PPPPPPPP");
 }
@@ -220,19 +210,14 @@ static void test_unplug_huge_pages(const void *data)
  * Elements that take long
  */
 
-/* PFNs: every second page of 8 MiB, over and over */
-typedef struct Endless {
-    uint64_t addr;
-    uint32_t len;
-} Endless;
-
 #define ENDLESS_PFNS    (1024 * 1024)
 
-static Endless prepare_endless(Balloon *b)
+/* PFNs: every second page of 8 MiB, over and over */
+static Buffer prepare_endless(Balloon *b)
 {
     g_autofree uint32_t *le = g_new(uint32_t, ENDLESS_PFNS);
-    uint64_t mem = guest_alloc(b->alloc, 8 * 1024 * 1024);
-    Endless endless = { .len = ENDLESS_PFNS * sizeof(*le) };
+    uint64_t mem = guest_alloc(b->alloc, 8 * MiB);
+    Buffer endless = { .len = ENDLESS_PFNS * sizeof(*le) };
 
     for (int i = 0; i < ENDLESS_PFNS; i++) {
         le[i] = cpu_to_le32(pfn(mem) + 2 * (i % 1024));
@@ -242,28 +227,23 @@ static Endless prepare_endless(Balloon *b)
     return endless;
 }
 
+/* As many descriptors as a queue of any size can have in an element */
+#define MAX_DESCS   128
+
 /*
  * Make an element available with many descriptors, each of which refers to the
  * same PFNs.  There must not be any other in the queue.
  */
-static uint32_t submit_endless(Balloon *b, Endless endless, int descs)
+static uint32_t submit_endless(Balloon *b, Buffer endless, int descs)
 {
-    QVirtQueue *vq = b->vq[IVQ];
-    uint32_t head = 0;
+    Buffer buffers[MAX_DESCS];
 
-    qvirtqueue_reset_pool(vq);
     for (int i = 0; i < descs; i++) {
-        uint32_t id = qvirtqueue_add(b->qts, vq, endless.addr, endless.len,
-                                     false, i < descs - 1);
-
-        head = i ? head : id;
+        buffers[i] = endless;
     }
-    qvirtqueue_kick(b->qts, b->dev, vq, head);
-    return head;
+    qvirtqueue_reset_pool(b->vq[IVQ]);
+    return submit_element(b, IVQ, buffers, descs);
 }
-
-/* As many descriptors as a queue of any size can have in an element */
-#define MAX_DESCS   128
 
 /*
  * How many descriptors an element has when it is tried again: the test may be
@@ -278,7 +258,7 @@ static int next_try(int descs)
 }
 
 /* Stop the VM while an element is being worked on. */
-static uint32_t stop_in_the_middle(Balloon *b, Endless endless)
+static uint32_t stop_in_the_middle(Balloon *b, Buffer endless)
 {
     for (int descs = 8; ; descs = next_try(descs)) {
         uint32_t head = submit_endless(b, endless, descs), idx;
@@ -296,7 +276,7 @@ static void test_bounded(const void *data)
 {
     Balloon *b = balloon_start(data, "");
     uint64_t mem = alloc_pages(b, 1);
-    Endless endless = prepare_endless(b);
+    Buffer endless = prepare_endless(b);
     uint64_t inflated;
     uint32_t head;
 
@@ -340,45 +320,20 @@ static void test_bounded(const void *data)
  * when they are not there any more.
  */
 
-/* The driver does not remember anything of the round when it is back */
 static void test_hinting_reset(const void *data)
 {
     Balloon *b = balloon_start(data, HINT_OPTIONS);
-    uint64_t mem = alloc_pages(b, 2);
 
-    for (HintState state = 0; state < HINT_STATES; state++) {
-        hint_until(b, state);
-        submit(b, b->hint_vq, mem, PAGE, true);
-        balloon_restart(b, F_BALLOON);
-        g_assert_cmphex(config_readl(b, CFG(free_page_hint_cmd_id)), ==,
-                        VIRTIO_BALLOON_CMD_ID_STOP);
-        hint(b, mem);
-        if (state != HINT_DONE) {
-            cancel_hinting(b);
-        }
-    }
-    assert_pages(b, mem, "PP");
+    check_hinting_reset(b, true);
     balloon_quit(b);
 }
 
-/* The device goes away in the middle of it */
 static void test_hinting_unplug(const void *data)
 {
     for (HintState state = 0; state < HINT_STATES; state++) {
         Balloon *b = balloon_start(data, HINT_OPTIONS);
-        uint64_t mem = alloc_pages(b, 1);
 
-        /* The user can only ask for it before migration */
-        qtest_qmp_device_del_send(b->qts, "balloon");
-        hint_until(b, state);
-        submit(b, b->hint_vq, mem, PAGE, true);
-        qtest_outl(b->qts, 0xae08, 1 << 4);
-        qtest_qmp_eventwait(b->qts, "DEVICE_DELETED");
-        assert_error(qtest_qmp(b->qts, "{ 'execute': 'query-balloon' }"),
-                     "No balloon device has been activated");
-        if (state != HINT_DONE) {
-            cancel_migration(b);
-        }
+        check_hinting_unplug(b, state, true);
         balloon_quit(b);
     }
 }
@@ -390,16 +345,13 @@ static void test_hinting_unplug(const void *data)
 /* An element that is being worked on is finished at the destination. */
 static void test_migrate_unfinished(const void *data)
 {
-    Balloon *src = balloon_start(data, ""), *dst;
-    uint32_t head = stop_in_the_middle(src, prepare_endless(src));
+    Balloon *b = balloon_start(data, "");
+    uint32_t head = stop_in_the_middle(b, prepare_endless(b));
 
-    dst = balloon_migrate(src, "");
-    /* The rings are where they were */
-    dst->vq[IVQ] = src->vq[IVQ];
-    wait_used(dst, IVQ, head);
-    g_assert_cmpint(get_counter(dst, "pages-inflated"), >, 0);
-    balloon_quit(src);
-    balloon_quit(dst);
+    b = balloon_migrate(b, "");
+    wait_used(b, IVQ, head);
+    g_assert_cmpint(get_counter(b, "pages-inflated"), >, 0);
+    balloon_quit(b);
 }
 
 /*
@@ -408,27 +360,22 @@ static void test_migrate_unfinished(const void *data)
  */
 static void test_migrate_huge_pages(const void *data)
 {
-    Balloon *src = balloon_start(data, HUGE_OPTIONS), *dst;
-    uint64_t mem = QEMU_ALIGN_UP(alloc_pages(src, 2 * HUGE_PAGE / PAGE),
+    Balloon *b = balloon_start(data, HUGE_OPTIONS);
+    uint64_t mem = QEMU_ALIGN_UP(alloc_pages(b, 2 * HUGE_PAGE / PAGE),
                                  HUGE_PAGE);
 
-    send_range(src, IVQ, mem, 256);
-    g_assert_cmpint(get_counter(src, "partial-host-pages"), ==, 1);
+    send_range(b, IVQ, mem, 256);
+    g_assert_cmpint(get_counter(b, "partial-host-pages"), ==, 1);
 
-    dst = balloon_migrate(src, HUGE_OPTIONS);
-    dst->dev->features = src->dev->features;
-    dst->vq[IVQ] = src->vq[IVQ];
-    dst->alloc = src->alloc;
-
-    g_assert_cmpint(get_counter(dst, "partial-host-pages"), ==, 0);
-    send_range(dst, IVQ, mem + 256 * PAGE, 256);
-    g_assert_cmpint(get_counter(dst, "partial-host-pages"), ==, 1);
-    assert_pages(dst, mem, "PP");
-    send_range(dst, IVQ, mem, 256);
-    g_assert_cmpint(get_counter(dst, "partial-host-pages"), ==, 0);
-    assert_pages(dst, mem, "00");
-    balloon_quit(src);
-    balloon_quit(dst);
+    b = balloon_migrate(b, HUGE_OPTIONS);
+    g_assert_cmpint(get_counter(b, "partial-host-pages"), ==, 0);
+    send_range(b, IVQ, mem + 256 * PAGE, 256);
+    g_assert_cmpint(get_counter(b, "partial-host-pages"), ==, 1);
+    assert_pages(b, mem, "PP");
+    send_range(b, IVQ, mem, 256);
+    g_assert_cmpint(get_counter(b, "partial-host-pages"), ==, 0);
+    assert_pages(b, mem, "00");
+    balloon_quit(b);
 }
 
 /*
@@ -466,7 +413,7 @@ static void skip_all(void)
     g_test_skip("only for the implementation in Rust");
 }
 
-static const TransportTest transport_tests[] = {
+static const TransportTest tests[] = {
     { "counters", test_counters },
     { "runs", test_runs },
     { "huge-pages", test_huge_pages, .huge_vms = 1 },
@@ -491,8 +438,6 @@ int main(int argc, char **argv)
     }
 
     qtest_add_func("virtio-balloon/rust", test_device);
-    for (const Transport *const *t = transports(); *t; t++) {
-        add_transport_tests(*t, transport_tests, ARRAY_SIZE(transport_tests));
-    }
+    add_transport_tests(tests, ARRAY_SIZE(tests));
     return g_test_run();
 }
