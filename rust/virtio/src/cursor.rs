@@ -35,6 +35,11 @@ impl Cursor<'_> {
         }
     }
 
+    /// Whether there is nothing left
+    pub const fn is_at_end(&self) -> bool {
+        self.count == 0
+    }
+
     /// Bytes that are left in the first entry
     fn left_in_entry(&self) -> Option<usize> {
         // SAFETY: there is at least one entry left if the count is not zero

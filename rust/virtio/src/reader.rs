@@ -61,7 +61,7 @@ impl<'a> OutReader<'a> {
 
     /// Whether everything was read
     pub const fn is_at_end(&self) -> bool {
-        self.start == self.end && self.count == 0
+        self.start == self.end && self.cursor.is_at_end()
     }
 
     /// Skip bytes, for example those that were read earlier with another
@@ -171,7 +171,11 @@ mod tests {
         assert_eq!(reader(&[], false).read_array::<0>(), Some([]));
 
         let iov = iovecs(&[&[], &[1], &[], &[2], &[]]);
-        assert_eq!(reader(&iov, false).read_u16(), Some(0x0201));
+        let mut r = reader(&iov, false);
+        assert!(!r.is_at_end());
+        assert_eq!(r.read_u16(), Some(0x0201));
+        assert!(r.is_at_end());
+        assert!(reader(&[], false).is_at_end());
     }
 
     // More than what the reader copies at once, with parts of all sizes

@@ -78,7 +78,7 @@ pub fn export(env: &Env, out: &Path) -> Result<usize> {
         }
         cmd!(
             inner,
-            "git format-patch -q --no-signature --zero-commit --cover-letter -o {tmp} pristine"
+            "git format-patch -q --abbrev=7 --no-signature --zero-commit --cover-letter -o {tmp} pristine"
         )
         .run_quiet()
     })();

@@ -59,7 +59,7 @@ pub fn import(env: &Env) -> Result<usize> {
     let tmp = dir.path();
     cmd!(
         sh,
-        "git format-patch -q --no-signature --zero-commit -N -o {tmp} {BASE}"
+        "git format-patch -q --abbrev=7 --no-signature --zero-commit -N -o {tmp} {BASE}"
     )
     .run_quiet()?;
     let patches = patches_in(tmp)?;
