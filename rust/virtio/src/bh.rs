@@ -16,7 +16,8 @@ use qom::prelude::*;
 
 use crate::{
     bindings,
-    device::{VirtIODevice, VirtioDeviceImpl},
+    class::VirtioDeviceImpl,
+    device::VirtIODevice,
 };
 
 /// What is going to happen

@@ -169,10 +169,13 @@ pub use virtio_sys as bindings;
 mod bh;
 pub use bh::*;
 
+mod class;
+pub use class::*;
+
 mod cursor;
 
 mod device;
-pub use device::*;
+pub use device::{VirtIODevice, VirtioDeviceMethods};
 
 mod element;
 pub use element::*;

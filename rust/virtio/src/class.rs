@@ -1,0 +1,435 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! What a virtio device implements
+
+use std::{
+    ffi::{c_int, CStr},
+    ptr::{addr_of, NonNull},
+    slice,
+};
+
+pub use bindings::VirtioDeviceClass;
+use common::{callbacks::FnCall, Immovable, Zeroable};
+use hwcore::prelude::*;
+use migration::{
+    bindings::{VMStateField, VMStateFlags},
+    prelude::*,
+    vmstate_fields_ref,
+};
+use qom::prelude::*;
+use system::main_loop_schedule_oneshot;
+use util::{Error, Result};
+
+use crate::{
+    bindings,
+    device::{is_plugged, VirtIODevice},
+    generation,
+    queue::VirtQueue,
+};
+
+/// Drop a reference that has kept the device from being freed during a
+/// callback.  If it was unplugged meanwhile, this can be the last reference;
+/// but C code uses the device even after the callback has returned.
+fn release_after_callback(reference: Owned<VirtIODevice>) {
+    if !is_plugged(&reference) {
+        main_loop_schedule_oneshot(move || drop(reference));
+    }
+}
+
+/// Passed to [`VirtioDeviceImpl::REALIZE`]; lets the device add its queues,
+/// which is only possible at that time.
+pub struct VirtioRealize<'a, T: VirtioDeviceImpl> {
+    dev: &'a T,
+    count: u16,
+}
+
+impl<T: VirtioDeviceImpl> VirtioRealize<'_, T> {
+    /// Add a queue that has room for `size` elements, unless the driver
+    /// reduces it; `handler` is called when the driver has made elements
+    /// available.  Returns the index of the queue.
+    ///
+    /// # Panics
+    ///
+    /// Panics if there are too many queues, or `size` is 0 or larger than
+    /// 1024.
+    pub fn add_queue<F>(&mut self, size: u16, _handler: &F) -> u16
+    where
+        F: for<'a> FnCall<(&'a T, VirtQueue<'a>)>,
+    {
+        /// # Safety
+        ///
+        /// `vdev` must be a `T`.
+        unsafe extern "C" fn rust_handle_output<
+            T: VirtioDeviceImpl,
+            F: for<'a> FnCall<(&'a T, VirtQueue<'a>)>,
+        >(
+            vdev: *mut bindings::VirtIODevice,
+            vq: *mut bindings::VirtQueue,
+        ) {
+            let state = NonNull::new(vdev).unwrap().cast::<T>();
+            // SAFETY: the handler was registered for a queue of a T, and is
+            // called with that queue.  The object exists at least until the
+            // function returns, because of the reference.
+            unsafe {
+                let vdev = VirtIODevice::from_raw(vdev);
+                let reference = vdev.to_owned_ref();
+                F::call((
+                    state.as_ref(),
+                    VirtQueue::new(vdev, NonNull::new(vq).unwrap()),
+                ));
+                release_after_callback(reference);
+            }
+        }
+
+        const { assert!(F::IS_SOME) };
+        assert!(size > 0 && u32::from(size) <= bindings::VIRTQUEUE_MAX_SIZE);
+        assert!(u32::from(self.count) < bindings::VIRTIO_QUEUE_MAX);
+
+        // SAFETY: virtio_init() was called before the device got `self`, and
+        // the sizes were checked above
+        let vq = unsafe {
+            bindings::virtio_add_queue(
+                self.dev.upcast::<VirtIODevice>().as_mut_ptr(),
+                c_int::from(size),
+                Some(rust_handle_output::<T, F>),
+            )
+        };
+        generation::renew(NonNull::new(vq).unwrap());
+        self.count += 1;
+        self.count - 1
+    }
+}
+
+/// Trait providing the contents of [`VirtioDeviceClass`].
+///
+/// All functions are called with the big QEMU lock taken.
+///
+/// Devices that implement the trait have to be objects of their own, created
+/// with `object_new()`, because elements own a reference to the device.  C code
+/// cannot embed them in another object, as it does not know their size.
+pub trait VirtioDeviceImpl: DeviceImpl + IsA<VirtIODevice> + Immovable {
+    /// The virtio device ID (virtio 1.3, section 5)
+    const DEVICE_ID: u16;
+
+    /// The size of the configuration space in bytes.  Evaluated once, when
+    /// the device is realized.
+    const CONFIG_SIZE: fn(&Self) -> usize;
+
+    /// Called when the device is realized, after `virtio_init()`.  If it fails,
+    /// the queues that were added are removed again; the function has to undo
+    /// only what it has done by itself.
+    const REALIZE: fn(&Self, &mut VirtioRealize<'_, Self>) -> Result<()>;
+
+    /// Called when the device is unrealized.  The device has to give up all
+    /// elements and references to itself here.  The queues are removed
+    /// afterwards.
+    const UNREALIZE: Option<fn(&Self)> = None;
+
+    /// Return the features that the device offers: those that it gets (which
+    /// the transport and common code support), and the device's own.
+    const GET_FEATURES: fn(&Self, u64) -> Result<u64>;
+
+    /// Write the contents of the configuration space into the argument, which
+    /// has the size that [`CONFIG_SIZE`](Self::CONFIG_SIZE) returned.
+    const GET_CONFIG: Option<fn(&Self, &mut [u8])> = None;
+
+    /// The driver has written to the configuration space.  The argument is
+    /// what the whole of it contains now, including the fields that the driver
+    /// is not supposed to write.
+    const SET_CONFIG: Option<fn(&Self, &[u8])> = None;
+
+    /// The device is reset: by the driver, or together with the machine.  The
+    /// device has to give up all elements, because the queues are reset
+    /// afterwards.
+    const RESET: Option<fn(&Self)> = None;
+
+    /// A single queue is reset by the driver (`VIRTIO_F_RING_RESET`).  The
+    /// device has to give up all elements of the queue.
+    const QUEUE_RESET: Option<fn(&Self, u32)> = None;
+
+    /// The driver has written the device status field, or the VM was started
+    /// or stopped.  The argument is the new value.
+    const SET_STATUS: Option<fn(&Self, u8)> = None;
+
+    /// Migration format of the device itself.  What is common to all virtio
+    /// devices goes into [`DeviceImpl::VMSTATE`], see [`virtio_vmstate`].
+    const VIRTIO_VMSTATE: Option<VMStateDescription<Self>> = None;
+}
+
+/// # Safety
+///
+/// `dev` must be a `T`; only called through the vtable of `T`.
+unsafe extern "C" fn rust_virtio_realize_fn<T: VirtioDeviceImpl>(
+    dev: *mut hwcore::bindings::DeviceState,
+    errp: *mut *mut util::bindings::Error,
+) {
+    let vdev = dev.cast::<bindings::VirtIODevice>();
+    // SAFETY: QEMU calls the function on a T, and virtio_device_realize() does
+    // so once in the life of a realized device
+    let result = unsafe {
+        let state = NonNull::new(dev).unwrap().cast::<T>().as_ref();
+        // Do not wait for the first element to find out that the device is
+        // embedded in another object.
+        drop(state.upcast::<VirtIODevice>().to_owned_ref());
+        bindings::virtio_init(vdev, T::DEVICE_ID, T::CONFIG_SIZE(state));
+
+        let mut realize = VirtioRealize {
+            dev: state,
+            count: 0,
+        };
+        let result = <T as VirtioDeviceImpl>::REALIZE(state, &mut realize);
+        if result.is_err() {
+            rust_virtio_cleanup(vdev);
+        }
+        result
+    };
+    // SAFETY: errp is an Error** as specified by qapi/error.h
+    unsafe {
+        Error::ok_or_propagate(result, errp);
+    }
+}
+
+/// # Safety
+///
+/// `dev` must be a `T`; only called through the vtable of `T`.
+unsafe extern "C" fn rust_virtio_unrealize_fn<T: VirtioDeviceImpl>(
+    dev: *mut hwcore::bindings::DeviceState,
+) {
+    // SAFETY: QEMU calls the function on a T that was realized
+    unsafe {
+        let state = NonNull::new(dev).unwrap().cast::<T>();
+        if let Some(unrealize) = T::UNREALIZE {
+            unrealize(state.as_ref());
+        }
+        rust_virtio_cleanup(dev.cast::<bindings::VirtIODevice>());
+    }
+}
+
+/// Undo `virtio_init()` and remove all queues.
+///
+/// # Safety
+///
+/// `vdev` must be valid, and `virtio_init()` must have been called.
+unsafe fn rust_virtio_cleanup(vdev: *mut bindings::VirtIODevice) {
+    // SAFETY: virtio_init() has allocated the queues.  The memory of the queues
+    // is only freed when the device is finalized, so elements can refer to it
+    // even now; but they do not return to a queue that has no generation.
+    unsafe {
+        for vq in queues(vdev) {
+            generation::remove(vq);
+        }
+        for n in (0..bindings::virtio_get_num_queues(vdev)).rev() {
+            bindings::virtio_del_queue(vdev, n);
+        }
+        bindings::virtio_cleanup(vdev);
+    }
+}
+
+/// # Safety
+///
+/// `vdev` must be valid, and `virtio_init()` must have been called.
+unsafe fn queues(
+    vdev: *mut bindings::VirtIODevice,
+) -> impl Iterator<Item = NonNull<bindings::VirtQueue>> {
+    // SAFETY: virtio_init() has allocated the queues, and the index is less
+    // than their number
+    let (count, get) = unsafe {
+        (bindings::virtio_get_num_queues(vdev), move |n| {
+            bindings::virtio_get_queue(vdev, n)
+        })
+    };
+    (0..count).filter_map(move |n| NonNull::new(get(n)))
+}
+
+/// # Safety
+///
+/// `vdev` must be a `T`; only called through the vtable of `T`.
+unsafe extern "C" fn rust_get_features_fn<T: VirtioDeviceImpl>(
+    vdev: *mut bindings::VirtIODevice,
+    features: u64,
+    errp: *mut *mut util::bindings::Error,
+) -> u64 {
+    let state = NonNull::new(vdev).unwrap().cast::<T>();
+    // SAFETY: QEMU calls the function on a T, with an Error** as specified by
+    // qapi/error.h
+    unsafe {
+        let result = T::GET_FEATURES(state.as_ref(), features);
+        Error::ok_or_propagate(result, errp).unwrap_or(features)
+    }
+}
+
+/// Like `slice::from_raw_parts_mut()`, but the pointer can be NULL if the size
+/// is 0.
+///
+/// # Safety
+///
+/// If `len` is not 0, see `slice::from_raw_parts_mut()`.
+unsafe fn slice_or_empty<'a>(data: *mut u8, len: usize) -> &'a mut [u8] {
+    if len == 0 {
+        &mut []
+    } else {
+        // SAFETY: same requirements
+        unsafe { slice::from_raw_parts_mut(data, len) }
+    }
+}
+
+/// # Safety
+///
+/// `vdev` must be a `T`; only called through the vtable of `T`.
+unsafe extern "C" fn rust_get_config_fn<T: VirtioDeviceImpl>(
+    vdev: *mut bindings::VirtIODevice,
+    config: *mut u8,
+) {
+    let state = NonNull::new(vdev).unwrap().cast::<T>();
+    // SAFETY: QEMU calls the function on a T.  All callers pass either
+    // vdev->config or a buffer of the same size, and do not access it
+    // otherwise until the function returns; the buffer was initialized.  The
+    // pointer can only be NULL if the size is 0.
+    unsafe {
+        let data = slice_or_empty(config, (*vdev).config_len);
+        T::GET_CONFIG.unwrap()(state.as_ref(), data);
+    }
+}
+
+/// # Safety
+///
+/// `vdev` must be a `T`; only called through the vtable of `T`.
+unsafe extern "C" fn rust_set_config_fn<T: VirtioDeviceImpl>(
+    vdev: *mut bindings::VirtIODevice,
+    config: *const u8,
+) {
+    let state = NonNull::new(vdev).unwrap().cast::<T>();
+    // SAFETY: see rust_get_config_fn.  The data is copied because the device
+    // may cause vdev->config to be written.
+    unsafe {
+        let data = slice_or_empty(config.cast_mut(), (*vdev).config_len).to_vec();
+        T::SET_CONFIG.unwrap()(state.as_ref(), &data);
+    }
+}
+
+/// # Safety
+///
+/// `vdev` must be a `T`; only called through the vtable of `T`.
+unsafe extern "C" fn rust_reset_fn<T: VirtioDeviceImpl>(vdev: *mut bindings::VirtIODevice) {
+    let state = NonNull::new(vdev).unwrap().cast::<T>();
+    // SAFETY: QEMU calls the function on a T that is realized, before it resets
+    // the queues
+    unsafe {
+        if let Some(reset) = T::RESET {
+            reset(state.as_ref());
+        }
+        for vq in queues(vdev) {
+            generation::renew(vq);
+        }
+    }
+}
+
+/// # Safety
+///
+/// `vdev` must be a `T`; only called through the vtable of `T`.
+unsafe extern "C" fn rust_queue_reset_fn<T: VirtioDeviceImpl>(
+    vdev: *mut bindings::VirtIODevice,
+    queue_index: u32,
+) {
+    let state = NonNull::new(vdev).unwrap().cast::<T>();
+    // SAFETY: QEMU calls the function on a T that is realized, before it resets
+    // the queue
+    unsafe {
+        if let Some(queue_reset) = T::QUEUE_RESET {
+            queue_reset(state.as_ref(), queue_index);
+        }
+        if let Some(vq) = queues(vdev).nth(queue_index as usize) {
+            generation::renew(vq);
+        }
+    }
+}
+
+/// # Safety
+///
+/// `vdev` must be a `T`; only called through the vtable of `T`.
+unsafe extern "C" fn rust_set_status_fn<T: VirtioDeviceImpl>(
+    vdev: *mut bindings::VirtIODevice,
+    status: u8,
+) -> c_int {
+    let state = NonNull::new(vdev).unwrap().cast::<T>();
+    // SAFETY: QEMU calls the function on a T
+    T::SET_STATUS.unwrap()(unsafe { state.as_ref() }, status);
+    0
+}
+
+/// Methods of the class struct, as an extension trait because it is defined by
+/// another crate
+pub trait VirtioDeviceClassExt {
+    /// Fill in the virtual methods of [`VirtioDeviceClass`] based on the
+    /// definitions in the [`VirtioDeviceImpl`] trait.
+    fn class_init<T: VirtioDeviceImpl>(&mut self);
+}
+
+impl VirtioDeviceClassExt for VirtioDeviceClass {
+    fn class_init<T: VirtioDeviceImpl>(&mut self) {
+        // virtio_device_realize() must not be overridden
+        const { assert!(<T as DeviceImpl>::REALIZE.is_none()) };
+
+        self.realize = Some(rust_virtio_realize_fn::<T>);
+        self.unrealize = Some(rust_virtio_unrealize_fn::<T>);
+        self.get_features = Some(rust_get_features_fn::<T>);
+        if T::GET_CONFIG.is_some() {
+            self.get_config = Some(rust_get_config_fn::<T>);
+        }
+        if T::SET_CONFIG.is_some() {
+            self.set_config = Some(rust_set_config_fn::<T>);
+        }
+        self.reset = Some(rust_reset_fn::<T>);
+        self.queue_reset = Some(rust_queue_reset_fn::<T>);
+        if T::SET_STATUS.is_some() {
+            self.set_status = Some(rust_set_status_fn::<T>);
+        }
+        if let Some(ref vmsd) = T::VIRTIO_VMSTATE {
+            self.vmsd = vmsd.as_ref();
+        }
+        self.parent.class_init::<T>();
+    }
+}
+
+/// The equivalent of `VMSTATE_VIRTIO_DEVICE`: transport, queues, and then what
+/// [`VirtioDeviceImpl::VIRTIO_VMSTATE`] describes.  Must be applied to the
+/// `VirtIODevice` itself, which is at offset zero of the device.
+const VMSTATE_VIRTIO_DEVICE: VMStateField = VMStateField {
+    name: c"virtio".as_ptr(),
+    info: addr_of!(bindings::virtio_vmstate_info),
+    flags: VMStateFlags::VMS_SINGLE,
+    ..Zeroable::ZERO
+};
+
+static VMSTATE_VIRTIO_FIELDS: &[VMStateField] = vmstate_fields_ref!(VMSTATE_VIRTIO_DEVICE);
+
+/// The value for [`DeviceImpl::VMSTATE`] of a virtio device.  `name` identifies
+/// the device in the migration stream.
+pub const fn virtio_vmstate<T: VirtioDeviceImpl>(
+    name: &'static CStr,
+    version_id: u8,
+) -> VMStateDescription<T> {
+    VMStateDescriptionBuilder::<T>::new()
+        .name(name)
+        .version_id(version_id)
+        .minimum_version_id(version_id)
+        .fields(VMSTATE_VIRTIO_FIELDS)
+        .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ptr::null_mut;
+
+    use super::*;
+
+    // The configuration space of a device that has none
+    #[test]
+    fn test_slice_or_empty() {
+        // SAFETY: there are as many bytes
+        unsafe {
+            assert_eq!(slice_or_empty(null_mut(), 0), []);
+            assert_eq!(slice_or_empty([1, 2].as_mut_ptr(), 2), [1, 2]);
+        }
+    }
+}

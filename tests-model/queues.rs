@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+// The part of the device for each queue, with what it needs from the model.  This
+// file is included by model.rs.
+
+struct Pages(World<PageWork<Element>>);
+struct Reports(World<ReportWork<Element>>);
+
+macro_rules! impl_device {
+    ($t:ident, $work:ty) => {
+        impl Device for $t {
+            fn new(s: &Scenario) -> Self {
+                Self(World::new(s))
+            }
+            fn world(&self) -> &World<$work> {
+                &self.0
+            }
+        }
+
+        impl Queue for $t {
+            type Element = Element;
+
+            fn capacity(&self) -> usize {
+                self.0.capacity
+            }
+            fn pop(&self) -> Option<Element> {
+                let elem = self.0.pop();
+                if let Some(elem) = &elem {
+                    self.0.charge(elem.request.buffers.len() + 1, 0, 0, 0);
+                }
+                self.called();
+                elem
+            }
+            fn buffers(&self, elem: &Element) -> usize {
+                elem.request.buffers.len()
+            }
+            fn push(&self, elem: Element) {
+                self.check(&elem);
+                self.0.push(&elem);
+                self.called();
+            }
+            fn unpop(&self, elem: Element) {
+                self.0.unpop(&elem);
+            }
+            fn notify(&self) {
+                self.0.tick();
+                self.0.to_be_notified.set(false);
+                self.called();
+            }
+        }
+
+        impl Host for $t {
+            type Work = $work;
+
+            fn engine<R>(&self, f: impl FnOnce(&mut Engine<$work>) -> R) -> R {
+                self.0.calls.set(self.0.calls.get() + 1);
+                assert!(self.0.calls.get() < ENDLESS, "does not end");
+                f(&mut self.0.engine.borrow_mut())
+            }
+            fn budget(&self) -> Budget {
+                self.0.budget
+            }
+            fn vm_running(&self) -> bool {
+                self.0.running.get()
+            }
+            fn schedule(&self) {
+                assert!(self.0.running.get());
+                self.0.scheduled.set(true);
+            }
+            fn cancel(&self) {
+                self.0.scheduled.set(false);
+            }
+        }
+    };
+}
+
+impl_device!(Pages, PageWork<Element>);
+impl_device!(Reports, ReportWork<Element>);
+
+impl Pages {
+    /// An element is about to be returned.
+    fn check(&self, elem: &Element) {
+        let discarded = self.0.discarded.borrow();
+        for pfn in &elem.request.pfns {
+            assert!(
+                discarded.get(&u64::from(*pfn)) > Some(&elem.popped_at),
+                "page {pfn} of element {} is returned before it is done",
+                elem.id
+            );
+        }
+    }
+}
+
+struct Sink<'a> {
+    device: &'a Pages,
+    added: Vec<Run>,
+}
+
+impl PageSink for Sink<'_> {
+    fn add(&mut self, run: Run, budget: &mut Budget) -> Tally {
+        assert!(run.first <= run.last);
+        self.device.0.charge(0, 0, 1, run.pages() * PAGE);
+        budget.charge_range();
+        budget.charge_bytes(run.pages() * PAGE);
+        self.added.push(run);
+        Tally {
+            ram: run.pages(),
+            bad: 0,
+        }
+    }
+
+    fn flush(&mut self) {
+        let now = self.device.0.tick();
+        let mut discarded = self.device.0.discarded.borrow_mut();
+        for run in self.added.drain(..) {
+            for pfn in run.first..=run.last {
+                discarded.insert(pfn.into(), now);
+            }
+        }
+        drop(discarded);
+        self.device.called();
+    }
+}
+
+impl PageHost for Pages {
+    type Sink<'a> = Sink<'a>;
+
+    fn sink(&self) -> Sink<'_> {
+        Sink {
+            device: self,
+            added: Vec::new(),
+        }
+    }
+
+    fn read_pfns(
+        &self,
+        elem: &Element,
+        position: usize,
+        max: usize,
+        runs: &mut Runs,
+    ) -> Option<usize> {
+        assert_eq!(position % 4, 0);
+        let left = &elem.request.pfns[position / 4..];
+        let n = left.len().min(max);
+        self.0.charge(0, n, 0, 0);
+        left[..n].iter().for_each(|pfn| runs.push(*pfn));
+        (n < left.len()).then_some(position + 4 * n)
+    }
+
+    fn completed(&self, _tally: Tally) {}
+}
+
+impl Reports {
+    /// An element is about to be returned.
+    fn check(&self, elem: &Element) {
+        if self.0.inhibited.get() || !self.0.running.get() {
+            return;
+        }
+        let reported = self.0.reported.borrow();
+        for (i, pages) in elem.request.buffers.iter().enumerate() {
+            let bytes = pages.unwrap_or(0) * self.0.page_size * PAGE;
+            let done = reported.get(&(elem.id, i)).copied().unwrap_or(0);
+            assert_eq!(done, bytes, "buffer {i} of element {}", elem.id);
+        }
+    }
+}
+
+impl ReportHost for Reports {
+    fn may_discard(&self) -> bool {
+        !self.0.inhibited.get()
+    }
+
+    fn range(&self, elem: &Element, buffer: usize) -> Option<ReportedRange> {
+        let page_size = self.0.page_size * PAGE;
+        self.0.charge(0, 0, 1, 0);
+        elem.request.buffers[buffer].map(|pages| ReportedRange {
+            len: pages * page_size,
+            page_size,
+        })
+    }
+
+    fn discard(&self, elem: &Element, parts: &[Part]) {
+        self.0.tick();
+        for part in parts {
+            assert_eq!(
+                (part.offset | part.len) % (self.0.page_size * PAGE),
+                0,
+                "host pages"
+            );
+            self.0.charge(0, 0, 0, part.len);
+            let mut reported = self.0.reported.borrow_mut();
+            let done = reported.entry((elem.id, part.buffer)).or_default();
+            assert!(
+                *done == part.offset || part.offset == 0,
+                "a part is left out"
+            );
+            *done = part.offset + part.len;
+        }
+        self.called();
+    }
+}
