@@ -159,19 +159,19 @@ impl VirtIOBalloon {
             "Only one balloon device is supported"
         );
 
-        let queue = queues.add_queue(QUEUE_SIZE, &Self::handle_inflate);
-        self.inflate.realize(self, queue);
-        let queue = queues.add_queue(QUEUE_SIZE, &Self::handle_deflate);
-        self.deflate.realize(self, queue);
-        let queue = queues.add_queue(QUEUE_SIZE, &Self::handle_stats);
-        self.stats.realize(self, queue);
+        let inflate = queues.add_queue(QUEUE_SIZE, &Self::handle_inflate);
+        self.inflate.realize(self, inflate);
+        let deflate = queues.add_queue(QUEUE_SIZE, &Self::handle_deflate);
+        self.deflate.realize(self, deflate);
+        let stats = queues.add_queue(QUEUE_SIZE, &Self::handle_stats);
+        self.stats.realize(self, stats);
         if hint {
-            let queue = queues.add_queue(HINT_QUEUE_SIZE, &Self::handle_hints);
-            self.hinting.realize(self, queue);
+            let hinting = queues.add_queue(HINT_QUEUE_SIZE, &Self::handle_hints);
+            self.hinting.realize(self, hinting);
         }
         if self.offers(VIRTIO_BALLOON_F_REPORTING) {
-            let queue = queues.add_queue(REPORTING_QUEUE_SIZE, &Self::handle_reports);
-            self.reporting.realize(self, queue);
+            let reporting = queues.add_queue(REPORTING_QUEUE_SIZE, &Self::handle_reports);
+            self.reporting.realize(self, reporting);
         }
         self.register_callbacks(hint);
         Ok(())
@@ -192,16 +192,21 @@ impl VirtIOBalloon {
             );
         }
 
-        let bh = field!(Self, inflate).then(PageQueue::BH);
-        BottomHalf::init(self, bh, c"virtio-balloon-inflate", Self::run_inflate);
-        let bh = field!(Self, deflate).then(PageQueue::BH);
-        BottomHalf::init(self, bh, c"virtio-balloon-deflate", Self::run_deflate);
-        let bh = field!(Self, stats).then(GuestStats::BH);
-        BottomHalf::init(self, bh, c"virtio-balloon-stats", Self::recover_stats);
-        let bh = field!(Self, hinting).then(FreePageHinting::BH);
-        BottomHalf::init(self, bh, c"virtio-balloon-hints", Self::run_hints);
-        let bh = field!(Self, reporting).then(Reporting::BH);
-        BottomHalf::init(self, bh, c"virtio-balloon-reports", Self::run_reports);
+        let inflate = field!(Self, inflate).then(PageQueue::BH);
+        BottomHalf::init(self, inflate, c"virtio-balloon-inflate", Self::run_inflate);
+        let deflate = field!(Self, deflate).then(PageQueue::BH);
+        BottomHalf::init(self, deflate, c"virtio-balloon-deflate", Self::run_deflate);
+        let stats = field!(Self, stats).then(GuestStats::BH);
+        BottomHalf::init(self, stats, c"virtio-balloon-stats", Self::recover_stats);
+        let hinting = field!(Self, hinting).then(FreePageHinting::BH);
+        BottomHalf::init(self, hinting, c"virtio-balloon-hints", Self::run_hints);
+        let reporting = field!(Self, reporting).then(Reporting::BH);
+        BottomHalf::init(
+            self,
+            reporting,
+            c"virtio-balloon-reports",
+            Self::run_reports,
+        );
     }
 
     fn unrealize(&self) {
@@ -288,12 +293,13 @@ impl VirtIOBalloon {
         if config.actual != old_actual {
             send_balloon_change(self.balloon_actual());
         }
-        self.poison_val
-            .set(if Context::has_feature(self, VIRTIO_BALLOON_F_PAGE_POISON) {
+        self.poison_val.set(
+            if Context::has_feature(self, VIRTIO_BALLOON_F_PAGE_POISON) {
                 config.poison_val
             } else {
                 0
-            });
+            },
+        );
         trace_virtio_balloon_set_config(config.actual, old_actual);
     }
 

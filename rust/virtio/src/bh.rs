@@ -14,11 +14,7 @@ use common::{callbacks::FnCall, Field};
 use hwcore::{bindings::MemReentrancyGuard, prelude::*};
 use qom::prelude::*;
 
-use crate::{
-    bindings,
-    class::VirtioDeviceImpl,
-    device::VirtIODevice,
-};
+use crate::{bindings, class::VirtioDeviceImpl, device::VirtIODevice};
 
 /// What is going to happen
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
