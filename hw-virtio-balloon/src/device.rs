@@ -76,6 +76,8 @@ pub struct VirtIOBalloon {
     hinting: FreePageHinting,
     reporting: Reporting,
     handler: BalloonHandler,
+    /// The device was migrated, and the VM has not run since
+    incoming: BqlCell<bool>,
 }
 
 virtio_device_type!(VirtIOBalloon, TYPE_VIRTIO_BALLOON);
@@ -196,8 +198,6 @@ impl VirtIOBalloon {
         BottomHalf::init(self, inflate, c"virtio-balloon-inflate", Self::run_inflate);
         let deflate = field!(Self, deflate).then(PageQueue::BH);
         BottomHalf::init(self, deflate, c"virtio-balloon-deflate", Self::run_deflate);
-        let stats = field!(Self, stats).then(GuestStats::BH);
-        BottomHalf::init(self, stats, c"virtio-balloon-stats", Self::recover_stats);
         let hinting = field!(Self, hinting).then(FreePageHinting::BH);
         BottomHalf::init(self, hinting, c"virtio-balloon-hints", Self::run_hints);
         let reporting = field!(Self, reporting).then(Reporting::BH);
@@ -243,10 +243,6 @@ impl VirtIOBalloon {
 
     fn run_deflate(&self) {
         self.deflate.run(self);
-    }
-
-    fn recover_stats(&self) {
-        self.stats.recover(self);
     }
 
     fn run_hints(&self) {
@@ -323,11 +319,13 @@ impl VirtIOBalloon {
         let running = VirtioDeviceMethods::vm_running(&self);
         let driver_ok = u32::from(status) & VIRTIO_CONFIG_S_DRIVER_OK != 0;
 
-        // Before the driver is ready there is nothing to go on with.
-        if driver_ok || !running {
-            for part in self.parts() {
-                part.vm_state_change(self, running);
+        let incoming = running && self.incoming.replace(false) && driver_ok;
+
+        for part in self.parts() {
+            if incoming {
+                part.post_load(self);
             }
+            part.vm_state_change(self, running);
         }
     }
 
@@ -419,6 +417,7 @@ impl ObjectImpl for VirtIOBalloon {
         hinting: FreePageHinting::default(),
         reporting: Reporting::default(),
         handler: BalloonHandler::new(),
+        incoming: BqlCell::new(false),
     });
     const INSTANCE_POST_INIT: Option<fn(&Self)> = Some(Self::post_init);
     const CLASS_INIT: fn(&mut Self::Class) = Self::Class::class_init::<Self>;

@@ -229,7 +229,7 @@ impl Part for FreePageHinting {
         deferred::vm_state_change(self, cx, running);
     }
 
-    fn post_load(&self) {
+    fn post_load(&self, _cx: &dyn Context) {
         self.deferred.expect();
     }
 }

@@ -117,7 +117,7 @@ impl Part for PageQueue {
         deferred::vm_state_change(self, cx, running);
     }
 
-    fn post_load(&self) {
+    fn post_load(&self, _cx: &dyn Context) {
         self.deferred.expect();
     }
 }

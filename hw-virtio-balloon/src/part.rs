@@ -68,7 +68,7 @@ pub trait Part {
     /// may be in flight.
     fn vm_state_change(&self, cx: &dyn Context, running: bool);
 
-    /// The VM has come from another QEMU, which may have left something in the
-    /// queue.
-    fn post_load(&self);
+    /// The VM begins to run after it has come from another QEMU, which may have
+    /// left something in the queue.  Only called if the driver is ready.
+    fn post_load(&self, cx: &dyn Context);
 }

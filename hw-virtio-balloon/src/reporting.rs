@@ -118,7 +118,7 @@ impl Part for Reporting {
         deferred::vm_state_change(self, cx, running);
     }
 
-    fn post_load(&self) {
+    fn post_load(&self, _cx: &dyn Context) {
         self.deferred.expect();
     }
 }

@@ -33,14 +33,9 @@ pub struct GuestStats {
     poll_interval: BqlCell<u32>,
     /// Only armed while statistics are polled
     timer: Timer,
-    /// The VM was migrated, and the buffer was not taken over yet
-    incoming: BqlCell<bool>,
-    /// Takes over the buffer
-    bh: BottomHalf,
 }
 
 impl GuestStats {
-    pub const BH: Field<Self, BottomHalf> = field!(Self, bh);
     pub const TIMER: Field<Self, Timer> = field!(Self, timer);
 
     /// Forget all statistics.
@@ -62,7 +57,7 @@ impl GuestStats {
     }
 
     /// Poll again after the configured interval, if polling is enabled.
-    fn rearm_timer(&self) {
+    pub fn rearm_timer(&self) {
         let interval = self.poll_interval.get();
         if interval > 0 {
             self.set_timer(interval);
@@ -103,8 +98,12 @@ impl GuestStats {
     /// state of the queue, but the device does not have it.  The queue only
     /// tells how many there are, and there is at most this one: go back by one
     /// element, and take it again.
-    pub fn recover(&self, cx: &dyn Context) {
-        let lost = self.incoming.replace(false) && self.element.borrow().is_none();
+    ///
+    /// This is done right away, as C does, since the timer may expire next.  If
+    /// the driver has made the element invalid in the meantime, the device is
+    /// broken but does not show it: the status is about to be overwritten.
+    fn recover(&self, cx: &dyn Context) {
+        let lost = self.element.borrow().is_none();
         if let Some(vq) = self.queue(cx) {
             if lost && vq.rewind(1) {
                 self.receive(&vq);
@@ -188,13 +187,11 @@ impl Part for GuestStats {
     }
 
     fn unrealize(&self, _cx: &dyn Context) {
-        self.bh.delete();
         self.stop_polling();
         drop(self.take_element());
     }
 
     fn reset(&self, _cx: &dyn Context) {
-        self.incoming.set(false);
         if let Some(elem) = self.take_element() {
             elem.unpop();
         }
@@ -206,16 +203,9 @@ impl Part for GuestStats {
         }
     }
 
-    fn vm_state_change(&self, _cx: &dyn Context, running: bool) {
-        if running && self.incoming.get() {
-            self.bh.schedule();
-        } else {
-            self.bh.cancel();
-        }
-    }
+    fn vm_state_change(&self, _cx: &dyn Context, _running: bool) {}
 
-    fn post_load(&self) {
-        self.rearm_timer();
-        self.incoming.set(true);
+    fn post_load(&self, cx: &dyn Context) {
+        self.recover(cx);
     }
 }

@@ -34,9 +34,8 @@ impl_vmstate_struct!(
 
 impl VirtIOBalloon {
     fn post_load(&self, _version_id: u8) -> Result<(), Infallible> {
-        for part in self.parts() {
-            part.post_load();
-        }
+        self.stats.rearm_timer();
+        self.incoming.set(true);
         Ok(())
     }
 
