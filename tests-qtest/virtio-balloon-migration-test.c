@@ -5,6 +5,8 @@
  */
 
 #include "qemu/osdep.h"
+#include <glib/gstdio.h>
+#include <sys/un.h>
 #include "virtio-balloon-migration.h"
 
 static void test_hinting(const void *data)
@@ -127,6 +129,120 @@ static void test_hinting_bad_command(const void *data)
     balloon_quit(b);
 }
 
+/* A socket to which nobody can connect, but which does not refuse it either */
+typedef struct BusySocket {
+    char *dir;
+    char *path;
+    int listener;
+    int client;
+} BusySocket;
+
+static void busy_socket_init(BusySocket *s)
+{
+    struct sockaddr_un addr = { .sun_family = AF_UNIX };
+
+    s->dir = g_dir_make_tmp("virtio-balloon-XXXXXX", NULL);
+    s->path = g_build_filename(s->dir, "socket", NULL);
+    g_assert_cmpint(g_strlcpy(addr.sun_path, s->path, sizeof(addr.sun_path)),
+                    <, sizeof(addr.sun_path));
+    s->listener = socket(AF_UNIX, SOCK_STREAM, 0);
+    s->client = socket(AF_UNIX, SOCK_STREAM, 0);
+    g_assert_cmpint(bind(s->listener, (struct sockaddr *)&addr, sizeof(addr)),
+                    ==, 0);
+    /* The queue has space for one, and nobody will accept it. */
+    g_assert_cmpint(listen(s->listener, 0), ==, 0);
+    g_assert_cmpint(connect(s->client, (struct sockaddr *)&addr, sizeof(addr)),
+                    ==, 0);
+}
+
+static void busy_socket_cleanup(BusySocket *s)
+{
+    close(s->client);
+    close(s->listener);
+    g_unlink(s->path);
+    g_rmdir(s->dir);
+    g_free(s->path);
+    g_free(s->dir);
+}
+
+/*
+ * The driver gives up the feature while it hints.  The device must not pass
+ * hints on after that migration, nor before the next one has started to send.
+ */
+static void test_hinting_withdraw(const void *data)
+{
+    Balloon *b = balloon_start_hinting(data);
+    uint64_t mem = alloc_pages(b, 8);
+    g_autofree char *uri = NULL;
+    BusySocket s;
+
+    /* Other drivers cannot do that after they have set FEATURES_OK. */
+    if (b->offered & BIT64(VIRTIO_F_VERSION_1)) {
+        balloon_quit(b);
+        return;
+    }
+
+    busy_socket_init(&s);
+    hint_until(b, HINT_START);
+    hint(b, mem);
+    b->dev->bus->set_features(b->dev, b->dev->features & ~F_HINT);
+    /* A device that does not end the round polls for hints for ever. */
+    b->hints_polled = false;
+    cancel_migration(b);
+    b->hints_polled = true;
+
+    uri = g_strdup_printf("unix:%s", s.path);
+    qtest_qmp_assert_success(
+        b->qts, "{ 'execute': 'migrate', 'arguments': { 'uri': %s } }", uri);
+    for (int i = 0; i < 8; i++) {
+        hint(b, mem + i * PAGE);
+    }
+    b->hints_polled = false;
+    wait_hint_queue_idle(b);
+    g_assert_cmphex(config_readl(b, CFG(free_page_hint_cmd_id)), ==,
+                    VIRTIO_BALLOON_CMD_ID_STOP);
+    /* Migration cannot end before it knows that it has no connection. */
+    busy_socket_cleanup(&s);
+    cancel_migration(b);
+
+    /* With the feature, it begins anew. */
+    balloon_restart(b, F_BALLOON);
+    hint_until(b, HINT_START);
+    hint(b, mem);
+    b->dev->bus->set_features(b->dev, b->dev->features & ~F_HINT);
+    balloon_restart(b, F_BALLOON & ~F_HINT);
+    wait_hint_queue_idle(b);
+    cancel_migration(b);
+    balloon_quit(b);
+}
+
+/* Hints for memory that is not migrated have no effect. */
+static void test_hinting_ignore_shared(const void *data)
+{
+    g_autofree char *options = g_strdup_printf(
+        HINT_OPTIONS " -global virtio-pci.ioeventfd=off"
+        " -object memory-backend-file,id=shared,size=128M,share=on,mem-path=%s"
+        " -object memory-backend-ram,id=private,size=896M"
+        " -numa node,memdev=shared -numa node,memdev=private",
+        g_get_tmp_dir());
+    Balloon *b = balloon_start(data, options);
+    uint64_t mem = alloc_pages(b, 2);
+
+    qtest_qmp_assert_success(
+        b->qts, "{ 'execute': 'migrate-set-capabilities', 'arguments': {"
+        " 'capabilities': [ { 'capability': 'x-ignore-shared',"
+        " 'state': true } ] } }");
+    hint_until(b, HINT_START);
+    hint(b, mem);
+    hint(b, mem + PAGE);
+    assert_pages(b, mem, "PP");
+    /* One for memory that is migrated */
+    hint(b, 512 * 1024 * 1024);
+    hint_command(b, VIRTIO_BALLOON_CMD_ID_STOP);
+    cancel_hinting(b);
+    balloon_quit(b);
+}
+
 /* The state arrives at the destination. */
 static void test_migrate(const void *data)
 {
@@ -159,6 +275,8 @@ static const TransportTest tests[] = {
     { "hinting/stop-cont", test_hinting_stop_cont },
     { "hinting/unplug", test_hinting_unplug, .pc_only = true },
     { "hinting/bad-command", test_hinting_bad_command },
+    { "hinting/withdraw", test_hinting_withdraw },
+    { "hinting/ignore-shared", test_hinting_ignore_shared, .pc_only = true },
     { "migrate", test_migrate },
 };
 

@@ -58,6 +58,33 @@ static void test_inflate_batch(const void *data)
     balloon_quit(b);
 }
 
+/* As many elements as the ring has space for, to be used in order */
+static void test_inflate_in_order(const void *data)
+{
+    Balloon *b = balloon_start(data, ",in_order=on");
+    int n = b->vq[IVQ]->size;
+    g_autofree uint32_t *heads = g_new(uint32_t, n);
+    uint64_t mem = alloc_pages(b, n);
+    uint64_t pfns = guest_alloc(b->alloc, n * sizeof(uint32_t));
+
+    for (int round = 0; round < 3; round++) {
+        qtest_memset(b->qts, mem, PATTERN, n * PAGE);
+        qvirtqueue_reset_pool(b->vq[IVQ]);
+        for (int i = 0; i < n; i++) {
+            Buffer buffer = { pfns + i * sizeof(uint32_t), sizeof(uint32_t) };
+            uint32_t le = cpu_to_le32(pfn(mem) + i);
+
+            qtest_memwrite(b->qts, buffer.addr, &le, sizeof(le));
+            heads[i] = add_element(b, IVQ, &buffer, 1);
+        }
+        send_batch(b, IVQ, heads, n);
+        for (int i = 0; i < n; i++) {
+            g_assert_true(is_zero(b, mem + i * PAGE));
+        }
+    }
+    balloon_quit(b);
+}
+
 /* PFNs that are divided among descriptors */
 static void test_inflate_chain(const void *data)
 {
@@ -321,6 +348,7 @@ static const TransportTest tests[] = {
     { "inflate/one", test_inflate_one },
     { "inflate/many", test_inflate_many },
     { "inflate/batch", test_inflate_batch },
+    { "inflate/in-order", test_inflate_in_order },
     { "inflate/chain", test_inflate_chain },
     { "inflate/indirect", test_inflate_indirect },
     { "inflate/interrupt", test_interrupt },

@@ -179,6 +179,80 @@ static void unpop_chain(void)
     qtest_quit(qts);
 }
 
+/*
+ * With VIRTIO_F_IN_ORDER, the device looks for the place of an element among
+ * those that it has.
+ */
+static void in_order_full_ring(void)
+{
+    QTestState *qts = qtest_init(MICROVM "-device virtio-keyboard-device,"
+                                 "packed=on,indirect_desc=off,in_order=on");
+    PackedQueue vq = packed_start(qts, VIRTIO_ID_INPUT,
+                                  1ull << VIRTIO_F_IN_ORDER, 0, 8);
+    uint8_t event[8];
+
+    for (int round = 0; round < 4; round++) {
+        bool wrap = round % 2 == 0;
+
+        /* Two elements that need all of the ring, one for each event */
+        packed_add(&vq, 10, VRING_DESC_F_WRITE, DATA, 2, 4);
+        packed_add(&vq, 11, VRING_DESC_F_WRITE, DATA + 8, 2, 4);
+        packed_kick(&vq);
+        press_key(qts, round % 2 ? "a" : "b");
+
+        packed_assert_used(&vq, 0, wrap, 10, 8);
+        qtest_memread(qts, DATA, event, sizeof(event));
+        g_assert_cmpuint(lduw_le_p(event), ==, EV_KEY);
+        g_assert_cmpuint(lduw_le_p(event + 2), ==, round % 2 ? KEY_A : KEY_B);
+
+        packed_assert_used(&vq, 4, wrap, 11, 8);
+        qtest_memread(qts, DATA + 8, event, sizeof(event));
+        g_assert_cmpuint(lduw_le_p(event), ==, EV_SYN);
+    }
+    qtest_quit(qts);
+}
+
+static void wait_used(PackedQueue *vq, uint16_t slot, bool wrap)
+{
+    uint16_t expected = wrap ? F_AVAIL | F_USED : 0;
+
+    for (;;) {
+        uint16_t flags = qtest_readw(vq->qts, RING +
+                                     slot * sizeof(struct vring_packed_desc) +
+                                     offsetof(struct vring_packed_desc, flags));
+
+        if ((flags & (F_AVAIL | F_USED)) == expected) {
+            return;
+        }
+        g_usleep(100);
+    }
+}
+
+/* The same with as many elements as the ring has descriptors */
+static void in_order_balloon(void)
+{
+    QTestState *qts = qtest_init(MICROVM "-device virtio-balloon-device,"
+                                 "packed=on,indirect_desc=off,in_order=on");
+    PackedQueue vq = packed_start(qts, VIRTIO_ID_BALLOON,
+                                  1ull << VIRTIO_F_IN_ORDER, 0, 128);
+
+    /* A page that is not used otherwise */
+    qtest_writel(qts, DATA, (DATA + 1 * MiB) >> VIRTIO_BALLOON_PFN_SHIFT);
+    for (int round = 0; round < 3; round++) {
+        bool wrap = round % 2 == 0;
+
+        for (int i = 0; i < vq.size; i++) {
+            packed_add(&vq, i, 0, DATA, sizeof(uint32_t), 1);
+        }
+        packed_kick(&vq);
+        for (int i = 0; i < vq.size; i++) {
+            wait_used(&vq, i, wrap);
+            packed_assert_used(&vq, i, wrap, i, 0);
+        }
+    }
+    qtest_quit(qts);
+}
+
 static void write_stat(QTestState *qts, uint64_t addr, uint16_t tag,
                        uint64_t val)
 {
@@ -291,9 +365,12 @@ int main(int argc, char **argv)
     if (qtest_has_machine("microvm")) {
         if (qtest_has_device("virtio-keyboard-device")) {
             qtest_add_func("virtio-packed/unpop-chain", unpop_chain);
+            qtest_add_func("virtio-packed/in-order/full-ring",
+                           in_order_full_ring);
         }
         if (qtest_has_device("virtio-balloon-device")) {
             qtest_add_func("virtio-packed/rewind-chain", rewind_chain);
+            qtest_add_func("virtio-packed/in-order/balloon", in_order_balloon);
         }
     }
 

@@ -7,7 +7,7 @@
 
 use bql::prelude::*;
 use common::{field, Field};
-use virtio::{bindings::VIRTIO_F_IN_ORDER, prelude::*};
+use virtio::prelude::*;
 use virtio_balloon_core::engine::{self, Engine, Host, Queue, Work};
 
 use crate::part::Context;
@@ -49,14 +49,7 @@ impl<P: QueuePart> Queue for PartHost<'_, P> {
     type Element = VirtQueueElement;
 
     fn capacity(&self) -> usize {
-        let size = self.vq.size();
-        // With a full ring, virtqueue_ordered_fill() cannot tell the first
-        // element from the last.
-        if self.cx.has_feature(VIRTIO_F_IN_ORDER) {
-            size.saturating_sub(1).max(1)
-        } else {
-            size
-        }
+        self.vq.size()
     }
 
     fn pop(&self) -> Option<VirtQueueElement> {

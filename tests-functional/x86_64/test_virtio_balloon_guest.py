@@ -501,10 +501,7 @@ class VirtioBalloonReplay(BalloonLinuxTest):
         vm.set_machine('pc')
         vm.set_console()
         log = os.path.join(self.workdir, 'replay.bin')
-        # hpet=off: with -icount, QEMU's HPET in Rust panics when the guest
-        # enables legacy replacement
-        vm.add_args('-machine', 'hpet=off',
-                    '-icount', f'shift=7,rr={mode},rrfile={log}',
+        vm.add_args('-icount', f'shift=7,rr={mode},rrfile={log}',
                     '-m', str(self.RAM // MIB),
                     '-kernel', self.kernel, '-initrd', self.initrd,
                     '-append', f'{CMDLINE} RUN="{self.SCRIPT}"',

@@ -36,6 +36,7 @@ fn balloon_tests(device: Device, target: Target) -> Vec<&'static str> {
 /// Other tests that a build with either device has to pass, as far as there are
 /// any for the target
 const QTESTS: &[&str] = &[
+    "hpet-test",
     "virtio-packed-test",
     "qos-test",
     "device-introspect-test",
