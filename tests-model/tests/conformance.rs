@@ -95,7 +95,7 @@ fn all_tests_that_are_named_exist() {
         }
         let reason = test.strip_prefix("none: ");
         assert!(
-            reason.is_some_and(|reason| !reason.is_empty()) != !named.is_empty(),
+            reason.is_some_and(|reason| !reason.is_empty()) == named.is_empty(),
             "{what}: either tests, or why there is none"
         );
     }
