@@ -8,6 +8,7 @@
 #include "virtio-balloon-common.h"
 #include "qobject/qlist.h"
 #include "qobject/qstring.h"
+#include "standard-headers/linux/virtio_pci.h"
 
 /*
  * Features
@@ -255,8 +256,52 @@ static void test_poison_config(const void *data)
     balloon_quit(b);
 }
 
+static void config_writeb(Balloon *b, uint64_t offset, uint8_t value)
+{
+    if (b->t->pci) {
+        bool modern = b->offered & BIT64(VIRTIO_F_VERSION_1);
+        uint64_t base = modern ? b->pci->device_cfg_offset :
+                        VIRTIO_PCI_CONFIG_OFF(false);
+
+        qpci_io_writeb(b->pci->pdev, b->pci->bar, base + offset, value);
+    } else {
+        qtest_writeb(b->qts,
+                     b->mmio.addr + QVIRTIO_MMIO_DEVICE_SPECIFIC + offset,
+                     value);
+    }
+}
+
+/*
+ * Drivers for the legacy interface write byte by byte.  The device cannot tell
+ * which one is the last, but has to be right in the end.
+ */
+static void test_bytes(const void *data)
+{
+    Balloon *b = balloon_start(data, "");
+    const uint32_t pages = 0x1234;
+    QDict *event;
+
+    config_writel(b, CFG(actual), 0x0fff);
+    event = qtest_qmp_eventwait_ref(b->qts, "BALLOON_CHANGE");
+    qobject_unref(event);
+    for (int i = 0; i < 4; i++) {
+        config_writeb(b, CFG(actual) + i, pages >> (8 * i));
+    }
+    g_assert_cmphex(config_readl(b, CFG(actual)), ==, pages);
+    g_assert_cmpint(query_balloon(b), ==, RAM_SIZE - pages * PAGE);
+
+    /* There is at most one event a second, and the last one counts. */
+    qtest_clock_step(b->qts, 2 * SECOND);
+    event = qtest_qmp_eventwait_ref(b->qts, "BALLOON_CHANGE");
+    g_assert_cmpint(qdict_get_int(qdict_get_qdict(event, "data"), "actual"),
+                    ==, RAM_SIZE - pages * PAGE);
+    qobject_unref(event);
+    balloon_quit(b);
+}
+
 static const TransportTest tests[] = {
     { "target", test_target },
+    { "config/bytes", test_bytes },
     { "poison/config", test_poison_config },
 };
 

@@ -157,6 +157,9 @@ pub struct Build {
     pub device: Device,
     /// The source tree
     pub source: Source,
+    /// Whether it has sanitizers: `AddressSanitizer` and
+    /// `UndefinedBehaviorSanitizer`
+    sanitized: bool,
     tools: Tools,
     ccache: PathBuf,
 }
@@ -166,6 +169,13 @@ fn build_dir(root: &Path, source_key: &str, device: Device, target: Target) -> P
     root.join("build")
         .join(source_key)
         .join(format!("{}-{}", target.name(), device.name()))
+}
+
+/// Where the build with sanitizers is: in a directory of its own
+fn sanitized_dir(normal: &Path) -> PathBuf {
+    let mut name = normal.file_name().unwrap_or_default().to_owned();
+    name.push("-sanitized");
+    normal.with_file_name(name)
 }
 
 impl Build {
@@ -184,6 +194,20 @@ impl Build {
         Self::configured(env, &env.cache, source, device, target)
     }
 
+    /// Prepare the source and configure it with sanitizers, in a build directory
+    /// of its own.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a step does; the next call resumes.
+    pub fn prepare_sanitized(env: &Env, device: Device, target: Target) -> Result<Self> {
+        let source = Source::prepare(env, None)?;
+        let mut this = Self::new(env, &env.cache, source, device, target)?;
+        this.dir = sanitized_dir(&this.dir);
+        this.sanitized = true;
+        this.configure_if_needed(env)
+    }
+
     /// Configure a source tree, unless that was done before.  The build is
     /// below `root`.
     ///
@@ -197,24 +221,30 @@ impl Build {
         device: Device,
         target: Target,
     ) -> Result<Self> {
-        let tools = Tools::provide(env, device == Device::Rust)?;
-        let dir = build_dir(root, &source.key, device, target);
-        let this = Self {
-            dir,
+        Self::new(env, root, source, device, target)?.configure_if_needed(env)
+    }
+
+    fn new(env: &Env, root: &Path, source: Source, device: Device, target: Target) -> Result<Self> {
+        Ok(Self {
+            dir: build_dir(root, &source.key, device, target),
             target,
             device,
             source,
-            tools,
+            sanitized: false,
+            tools: Tools::provide(env, device == Device::Rust)?,
             ccache: env.cache.join("ccache"),
-        };
-        let args = this.configure_args()?;
-        let stamp = this.dir.join(CONFIGURED);
-        let wanted = this.stamp(&args);
+        })
+    }
+
+    fn configure_if_needed(self, env: &Env) -> Result<Self> {
+        let args = self.configure_args()?;
+        let stamp = self.dir.join(CONFIGURED);
+        let wanted = self.stamp(&args);
         if !fs::read_to_string(&stamp).is_ok_and(|s| s == wanted) {
-            this.configure(env, &args)?;
+            self.configure(env, &args)?;
             fs::write(stamp, wanted)?;
         }
-        Ok(this)
+        Ok(self)
     }
 
     /// A shell in the build directory, with the tools in the path
@@ -269,6 +299,9 @@ impl Build {
             ]
             .map(str::to_owned),
         );
+        if self.sanitized {
+            args.extend(["--enable-asan", "--enable-ubsan"].map(str::to_owned));
+        }
         let sh = Shell::new()?;
         if cmd!(sh, "ccache --version").run_quiet().is_ok() {
             args.push("--cc=ccache cc".to_owned());
@@ -293,12 +326,21 @@ impl Build {
         remove(&self.dir)?;
         fs::create_dir_all(&self.dir)?;
         let what = format!(
-            "configuring QEMU for {} with the {} device",
+            "configuring QEMU for {} with the {} device{}",
             self.target.name(),
-            self.device.name()
+            self.device.name(),
+            self.with_sanitizers()
         );
         let (sh, configure) = (self.shell()?, self.source.dir.join("configure"));
         env.run(&what, cmd!(sh, "{configure} {args...}"))
+    }
+
+    const fn with_sanitizers(&self) -> &'static str {
+        if self.sanitized {
+            ", with sanitizers"
+        } else {
+            ""
+        }
     }
 
     /// Have all crates built again.
@@ -320,9 +362,10 @@ impl Build {
         let sh = self.shell()?;
         env.run(
             &format!(
-                "building {} ({} device)",
+                "building {} ({} device{})",
                 targets.first().map_or("QEMU", String::as_str),
-                self.device.name()
+                self.device.name(),
+                self.with_sanitizers()
             ),
             cmd!(sh, "ninja {targets...}"),
         )

@@ -6,9 +6,10 @@ mod functional;
 mod interfaces;
 mod qtest;
 mod results;
+mod sanitize;
 mod unit;
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
@@ -18,10 +19,11 @@ use self::{
     functional::{functional, Kernel},
     qtest::qtest,
     results::{Count, PASS},
+    sanitize::sanitize,
     unit::unit,
 };
 use crate::{
-    build::{build_both, Device, Target},
+    build::{build_both, Build, Device, Target},
     env::Env,
     run::{shell_in, RunQuiet},
     series,
@@ -38,6 +40,8 @@ pub enum Suite {
     Functional,
     /// Random operations on both devices, which have to act alike
     Differential,
+    /// Some of these on a build with sanitizers; only if it is named
+    Sanitize,
     /// The exported series of patches
     Series,
 }
@@ -82,7 +86,12 @@ pub fn run(env: &Env, suites: &[Suite], options: &Options) -> Result<ExitCode> {
     // Long tests are only run if somebody asks for them.
     let quick = options.quick || suites.is_empty() && options.kernels.is_empty();
     let suites = if suites.is_empty() {
-        Suite::value_variants()
+        &Suite::value_variants()
+            .iter()
+            .copied()
+            // It needs builds of its own, which nobody has otherwise.
+            .filter(|suite| *suite != Suite::Sanitize)
+            .collect::<Vec<_>>()
     } else {
         suites
     };
@@ -94,6 +103,7 @@ pub fn run(env: &Env, suites: &[Suite], options: &Options) -> Result<ExitCode> {
             Suite::Qtest => qtest(env, device, target)?,
             Suite::Functional => functional(env, device, &options.kernels, quick)?,
             Suite::Differential => differential(env, options)?,
+            Suite::Sanitize => sanitize(env, options.seed)?,
             Suite::Series => {
                 let patches = series::check(env, options.each)?;
                 println!("the {patches} patches of the series apply and result in the same tree");
@@ -120,8 +130,19 @@ pub fn run(env: &Env, suites: &[Suite], options: &Options) -> Result<ExitCode> {
 
 /// Run random operations on both devices.
 fn differential(env: &Env, options: &Options) -> Result<Count> {
-    let Options { ops, seed, .. } = options;
-    let [c, rust] = build_both(env)?;
+    let Options { ops, seed, .. } = *options;
+    let [c, rust] = &build_both(env)?;
+    compare(env, [c, rust], ops, seed, &[])
+}
+
+/// Run random operations on the C device and the Rust device of these builds.
+fn compare(
+    env: &Env,
+    [c, rust]: [&Build; 2],
+    ops: u64,
+    seed: u64,
+    vars: &[(&'static str, PathBuf)],
+) -> Result<Count> {
     env.say(&format!("{ops} random operations on both devices"));
     let sh = shell_in(&env.repo)?;
     let (a, b, save) = (c.qemu(), rust.qemu(), env.cache.join("difference.txt"));
@@ -132,6 +153,7 @@ fn differential(env: &Env, options: &Options) -> Result<Count> {
         "cargo run -q --release --locked -p difftest --
          --a {a} --b {b} --ops {ops} --seed {seed} --save {save} {quiet...}"
     )
+    .envs(vars.iter().map(|(k, v)| (k, v)))
     .succeeds()?;
     Ok(if same {
         PASS

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// The tests of the balloon that the build with a device has to have
-fn balloon_tests(device: Device, target: Target) -> Vec<&'static str> {
+pub fn balloon_tests(device: Device, target: Target) -> Vec<&'static str> {
     let mut tests = vec!["virtio-balloon-test"];
     if device == Device::Rust {
         tests.push("virtio-balloon-rust-test");

@@ -51,6 +51,8 @@ pub fn unit(env: &Env) -> Result<Count> {
 
     let build = Build::prepare(env, Device::Rust, Target::X86_64, None)?;
     count += meson_test(env, &build, "Rust unit tests", &["--suite", "rust"], &[])?;
+    overflow_checks(&fs::read_to_string(build.dir.join("build.ninja"))?)?;
+    count += PASS;
 
     let rust = build.source.dir.join("rust");
     let crates = [
@@ -202,9 +204,48 @@ fn no_unsafe(env: &Env) -> Result<()> {
     Ok(())
 }
 
+/// Check that the crates that work with the guest's numbers are compiled with
+/// overflow checks, which QEMU's build system turns off: the last option counts.
+fn overflow_checks(ninja: &str) -> Result<()> {
+    for name in ["virtio", "virtio_balloon", "virtio_balloon_core"] {
+        let output = format!("/lib{name}.rlib: rust_COMPILER ");
+        let args = ninja
+            .lines()
+            .skip_while(|line| !(line.starts_with("build ") && line.contains(&output)))
+            .find_map(|line| line.strip_prefix(" ARGS = "))
+            .with_context(|| format!("{name} is not compiled"))?;
+        let last = args
+            .split_whitespace()
+            .rev()
+            .find_map(|arg| arg.split_once("overflow-checks="));
+        ensure!(
+            last.is_some_and(|(_, value)| value == "yes"),
+            "{name} is compiled without overflow checks"
+        );
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn last_overflow_check_counts() {
+        let ninja = |last: &str| {
+            ["virtio", "virtio_balloon", "virtio_balloon_core"]
+                .map(|name| {
+                    format!(
+                        "build rust/lib{name}.rlib: rust_COMPILER ../lib.rs | lib{name}.rlib\n \
+                         ARGS = -C overflow-checks=no -C overflow-checks={last} ../lib.rs\n"
+                    )
+                })
+                .concat()
+        };
+        overflow_checks(&ninja("yes")).unwrap();
+        overflow_checks(&ninja("no")).unwrap_err();
+        overflow_checks("").unwrap_err();
+    }
 
     #[test]
     fn clippy_on_generated_and_old_code() {

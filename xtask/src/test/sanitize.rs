@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! Tests on a build with `AddressSanitizer`, `LeakSanitizer` and
+//! `UndefinedBehaviorSanitizer`
+//!
+//! What is compiled from C is instrumented.  Code in Rust is not, as that needs
+//! an unstable compiler; but it allocates with the same `malloc()`, which finds
+//! what it leaks or frees twice, and what C does with memory that Rust has
+//! freed or moved.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+use super::{
+    compare,
+    qtest::balloon_tests,
+    results::{meson_test, Count, PASS},
+};
+use crate::{
+    bench::HugePages,
+    build::{Build, Device, Target},
+    env::{remove, Env},
+    guest::{self, SUITE},
+};
+
+/// How many random operations the devices are compared with
+const OPS: u64 = 5_000;
+
+/// Sanitizers and TCG make everything slower.
+const SLOWER: &str = "--timeout-multiplier=6";
+
+/// Where sanitizers write to
+struct Reports {
+    dir: PathBuf,
+    vars: [(&'static str, PathBuf); 3],
+}
+
+impl Reports {
+    fn new(env: &Env) -> Result<Self> {
+        let dir = env.cache.join("sanitizer-reports");
+        remove(&dir)?;
+        fs::create_dir_all(&dir)?;
+        let suppressions = env.repo.join("xtask/lsan-suppressions.txt");
+        let log = dir.join("report");
+        let vars = [
+            // A file for each process, whatever becomes of its stderr
+            ("ASAN_OPTIONS", format!("log_path={}", log.display())),
+            // With gcc, this one only writes to stderr: let the test fail.
+            (
+                "UBSAN_OPTIONS",
+                "halt_on_error=1:abort_on_error=1:print_stacktrace=1".to_owned(),
+            ),
+            (
+                "LSAN_OPTIONS",
+                format!(
+                    "suppressions={}:print_suppressions=0",
+                    suppressions.display()
+                ),
+            ),
+        ]
+        .map(|(name, value)| (name, value.into()));
+        Ok(Self { dir, vars })
+    }
+
+    /// These variables, and others
+    fn vars(&self, more: &[(&'static str, PathBuf)]) -> Vec<(&'static str, PathBuf)> {
+        self.vars.iter().chain(more).cloned().collect()
+    }
+
+    /// Show the reports; each is a test that has failed.  There are warnings,
+    /// too, which have no "ERROR": about coroutines, for example.
+    fn count(&self) -> Result<Count> {
+        let mut reports = read_all(&self.dir)?;
+        reports.retain(|(_, text)| text.contains("==ERROR: "));
+        for (path, text) in &reports {
+            eprintln!("{}:\n{text}", path.display());
+        }
+        Ok(Count {
+            failed: reports.len(),
+            ..if reports.is_empty() {
+                PASS
+            } else {
+                Count::default()
+            }
+        })
+    }
+}
+
+/// The files in a directory, in the order of their names, and their contents
+fn read_all(dir: &Path) -> Result<Vec<(PathBuf, String)>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        files.push((path, String::from_utf8_lossy(&text).into_owned()));
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Run some tests of each kind on the Rust device.
+pub fn sanitize(env: &Env, seed: u64) -> Result<Count> {
+    let rust = Build::prepare_sanitized(env, Device::Rust, Target::X86_64)?;
+    rust.build_qemu(env)?;
+    let reports = Reports::new(env)?;
+    let mut count = qtests(env, &rust, &reports)?;
+    count += guest(env, &rust, &reports)?;
+
+    // An ordinary build
+    let c = Build::prepare(env, Device::C, Target::X86_64, None)?;
+    c.build_qemu(env)?;
+    count += compare(env, [&c, &rust], OPS, seed, &reports.vars)?;
+    count += reports.count()?;
+    Ok(count)
+}
+
+/// The qtests of the balloon; there are 100 hotplugs among them.
+fn qtests(env: &Env, build: &Build, reports: &Reports) -> Result<Count> {
+    // for two VMs with 128 MiB each
+    let _pages = HugePages::reserve(env, 160);
+    let tests: Vec<_> = balloon_tests(Device::Rust, Target::X86_64)
+        .iter()
+        .map(|test| format!("qtest-x86_64/{test}"))
+        .collect();
+    let mut args = vec![SLOWER];
+    args.extend(tests.iter().map(String::as_str));
+    let vars = reports.vars(&[("QTEST_BALLOON_DEVICE", Device::Rust.name().into())]);
+    meson_test(env, build, "qtests with sanitizers", &args, &vars)
+}
+
+/// A guest that runs out of memory
+fn guest(env: &Env, build: &Build, reports: &Reports) -> Result<Count> {
+    let assets = guest::provision(env, SUITE)?;
+    let mut vars = reports.vars(&guest::python_env(build, &assets));
+    vars.push(("BALLOON_DEVICE", Device::Rust.name().into()));
+    let what = format!("Linux {} with sanitizers", assets.release);
+    let args = [
+        SLOWER,
+        "--setup=thorough",
+        "--test-args=VirtioBalloonOom.test_deflate_on_oom",
+        "func-x86_64-virtio_balloon_oom",
+    ];
+    meson_test(env, build, &what, &args, &vars)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_are_failures() {
+        let tmp = tempfile::tempdir().unwrap();
+        let env = Env::for_tests(tmp.path());
+        let reports = Reports::new(&env).unwrap();
+        assert_eq!(reports.count().unwrap(), PASS);
+        let write = |pid, text| fs::write(reports.dir.join(format!("report.{pid}")), text).unwrap();
+        write(3, "==3==WARNING: ASan doesn't fully support swapcontext\n");
+        assert_eq!(reports.count().unwrap(), PASS);
+        write(2, "==2==ERROR: LeakSanitizer: detected memory leaks\n");
+        write(
+            1,
+            "==1==WARNING: x\n==1==ERROR: AddressSanitizer: use after free\n",
+        );
+        let count = reports.count().unwrap();
+        assert_eq!((count.passed, count.failed), (0, 2));
+        // They are those of the last time.
+        let next = Reports::new(&env).unwrap();
+        assert_eq!(next.count().unwrap(), PASS);
+    }
+
+    #[test]
+    fn each_suppression_has_a_reason() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let text = fs::read_to_string(dir.join("lsan-suppressions.txt")).unwrap();
+        let mut previous = "";
+        for line in text.lines() {
+            if let Some(what) = line.strip_prefix("leak:") {
+                assert!(previous.starts_with("# "), "{what} has no reason");
+                assert!(!what.contains("balloon"), "{what} is ours");
+            } else {
+                assert!(line.is_empty() || line.starts_with('#'), "{line}");
+            }
+            previous = line;
+        }
+    }
+}
