@@ -10,39 +10,74 @@ use anyhow::{ensure, Context, Result};
 /// Name, file, what to replace, and by what
 type Mutation = (&'static str, &'static str, &'static str, &'static str);
 
-const MUTATIONS: &[Mutation] = include!("mutations.rs");
 const CORE: &str = "../hw-virtio-balloon/core/src";
-/// What there are mistakes in, and what that depends on
-const MODULES: [&str; 6] = [
-    "budget",
-    "engine",
-    "page_work",
-    "pages",
-    "report_work",
-    "runs",
+
+/// Copies of some modules of the crate
+struct Copies {
+    /// The name of the file that has them
+    name: &'static str,
+    mutations: &'static [Mutation],
+    /// What there are mistakes in, and what that depends on
+    modules: &'static [&'static str],
+    /// The test, which has a function `find_mistake(u32)`
+    model: &'static str,
+    /// What to replace in all copies: file, what, by what
+    replacements: &'static [(&'static str, &'static str, &'static str)],
+}
+
+const COPIES: [Copies; 2] = [
+    Copies {
+        name: "mutants",
+        mutations: include!("mutations.rs"),
+        modules: &[
+            "budget",
+            "engine",
+            "page_work",
+            "pages",
+            "report_work",
+            "runs",
+        ],
+        model: "model.rs",
+        replacements: &[],
+    },
+    Copies {
+        name: "hint_mutants",
+        mutations: include!("hint_mutations.rs"),
+        modules: &["hint_exchange", "hinting"],
+        model: "hint_model.rs",
+        // loom has to know when a lock is taken
+        replacements: &[(
+            "hint_exchange.rs",
+            "sync::{Condvar, Mutex, MutexGuard, PoisonError},\n};",
+            "sync::PoisonError,\n};\nuse loom::sync::{Condvar, Mutex, MutexGuard};",
+        )],
+    },
 ];
 
-fn main() -> Result<()> {
-    println!("cargo::rerun-if-changed={CORE}");
-    println!("cargo::rerun-if-changed=mutations.rs");
+fn replace_once(text: &str, file: &str, old: &str, new: &str) -> Result<String> {
+    ensure!(
+        text.matches(old).count() == 1,
+        "{file} does not contain this exactly once: {old}"
+    );
+    Ok(text.replace(old, new))
+}
 
-    let out = env::var("OUT_DIR")?;
-    let model = Path::new(&env::var("CARGO_MANIFEST_DIR")?).join("model.rs");
+fn make_copies(copies: &Copies, out: &Path) -> Result<()> {
+    let model = Path::new(&env::var("CARGO_MANIFEST_DIR")?).join(copies.model);
     let mut modules = String::new();
     let mut list = String::new();
-    for (name, file, old, new) in MUTATIONS {
-        let dir = Path::new(&out).join(name);
+    for (name, file, old, new) in copies.mutations {
+        let dir = out.join(name);
         fs::create_dir_all(&dir)?;
         writeln!(modules, "mod {name} {{ mod balloon {{")?;
-        for module in MODULES {
+        for module in copies.modules {
             let source = format!("{module}.rs");
             let mut text = fs::read_to_string(Path::new(CORE).join(&source))?;
             if source == *file {
-                ensure!(
-                    text.matches(old).count() == 1,
-                    "{name}: {file} does not contain this exactly once: {old}"
-                );
-                text = text.replace(old, new);
+                text = replace_once(&text, file, old, new).context(*name)?;
+            }
+            for (_, old, new) in copies.replacements.iter().filter(|r| r.0 == source) {
+                text = replace_once(&text, &source, old, new)?;
             }
             // Without its tests, which are for the crate
             let end = text.find("#[cfg(test)]").unwrap_or(text.len());
@@ -55,8 +90,19 @@ fn main() -> Result<()> {
         writeln!(list, "({name:?}, {name}::find_mistake),")?;
     }
     fs::write(
-        Path::new(&out).join("mutants.rs"),
+        out.join(copies.name).with_extension("rs"),
         format!("{modules}\nconst MUTANTS: &[(&str, fn(u32) -> Result<(), String>)] = &[{list}];"),
     )?;
     Ok(())
+}
+
+fn main() -> Result<()> {
+    println!("cargo::rerun-if-changed={CORE}");
+    println!("cargo::rerun-if-changed=mutations.rs");
+    println!("cargo::rerun-if-changed=hint_mutations.rs");
+
+    let out = env::var("OUT_DIR")?;
+    COPIES
+        .iter()
+        .try_for_each(|copies| make_copies(copies, Path::new(&out)))
 }

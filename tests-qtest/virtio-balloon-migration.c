@@ -203,10 +203,16 @@ void hint_until(Balloon *b, HintState state)
     if (state == HINT_DONE) {
         cancel_hinting(b);
     }
-    g_assert_cmphex(get_cmd_id(b), ==,
-                    state == HINT_REQUESTED ? id :
-                    state == HINT_DONE ? VIRTIO_BALLOON_CMD_ID_DONE :
-                    VIRTIO_BALLOON_CMD_ID_STOP);
+    /*
+     * While hints arrive, the C device shows that it wants none; see
+     * virtio-balloon-rust-test.c.
+     */
+    if (state != HINT_START) {
+        g_assert_cmphex(get_cmd_id(b), ==,
+                        state == HINT_REQUESTED ? id :
+                        state == HINT_DONE ? VIRTIO_BALLOON_CMD_ID_DONE :
+                        VIRTIO_BALLOON_CMD_ID_STOP);
+    }
 }
 
 void cancel_hinting(Balloon *b)

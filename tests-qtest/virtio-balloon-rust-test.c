@@ -315,6 +315,41 @@ static void test_bounded(const void *data)
 }
 
 /*
+ * The command ID stays in the configuration space until the round ends, so that
+ * a driver that reads it again, whatever the reason, does not end the round.
+ */
+static void test_hinting_cmd_id(const void *data)
+{
+    Balloon *b = balloon_start(data, HINT_OPTIONS);
+    uint64_t mem = alloc_pages(b, 1);
+    uint32_t id;
+
+    start_migration(b);
+    id = wait_cmd_id(b, VIRTIO_BALLOON_CMD_ID_STOP);
+    hint_command(b, id);
+    hint(b, mem);
+    g_assert_cmphex(config_readl(b, CFG(free_page_hint_cmd_id)), ==, id);
+    /* a configuration change interrupt */
+    set_balloon(b, RAM_SIZE - PAGE);
+    g_assert_cmphex(config_readl(b, CFG(free_page_hint_cmd_id)), ==, id);
+    hint(b, mem);
+
+    /* The driver ends the round */
+    hint_command(b, VIRTIO_BALLOON_CMD_ID_STOP);
+    g_assert_cmphex(config_readl(b, CFG(free_page_hint_cmd_id)), ==,
+                    VIRTIO_BALLOON_CMD_ID_STOP);
+    cancel_hinting(b);
+
+    /* Migration ends the round */
+    start_migration(b);
+    g_assert_cmphex(wait_cmd_id(b, VIRTIO_BALLOON_CMD_ID_DONE), ==, id + 1);
+    hint_command(b, id + 1);
+    g_assert_cmphex(config_readl(b, CFG(free_page_hint_cmd_id)), ==, id + 1);
+    cancel_hinting(b);
+    balloon_quit(b);
+}
+
+/*
  * Free page hinting, while there is a hint that the driver does not have back.
  * The I/O thread of the C device may use it, the queue, or the device itself
  * when they are not there any more.
@@ -420,6 +455,7 @@ static const TransportTest tests[] = {
     { "unplug-huge-pages", test_unplug_huge_pages, .pc_only = true,
       .huge_vms = 1 },
     { "bounded", test_bounded },
+    { "hinting/cmd-id", test_hinting_cmd_id },
     { "hinting/reset-in-flight", test_hinting_reset },
     { "hinting/unplug-in-flight", test_hinting_unplug, .pc_only = true },
     { "migrate-unfinished", test_migrate_unfinished },

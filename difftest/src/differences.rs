@@ -15,6 +15,7 @@ pub enum Difference {
     BatchNotification,
     BounceBuffers,
     ErrorInBatch,
+    HintCmdId,
     HintErrorOnResume,
     HintInterrupt,
     HintJump,
@@ -97,6 +98,12 @@ pub const NAMED_DIFFERENCES: &[NamedDifference] = &[
         Treatment::Tolerated,
         "if both are broken, the used rings of the queues for inflating and deflating are made \
          the same; there is only one element at a time in the queue for hints",
+    ),
+    row(
+        Difference::HintCmdId,
+        "hint-cmd-id",
+        Treatment::Absent,
+        "VMs are stopped before they are migrated, so that nobody asks for hints",
     ),
     row(
         Difference::HintErrorOnResume,
@@ -278,6 +285,7 @@ mod tests {
             "tests-functional",
             "hw-virtio-balloon",
             "rust",
+            "tests-model",
         ] {
             read(repo.join(dir), &mut text);
         }
@@ -357,6 +365,6 @@ mod tests {
             .unwrap();
         assert!(never.contains("hint-jump (avoided)"));
         assert!(!never.contains("turns") && !never.contains("stats-limit"));
-        assert!(text.contains("no such operations: stats-limit\n"));
+        assert!(text.contains("no such operations: hint-cmd-id, stats-limit\n"));
     }
 }

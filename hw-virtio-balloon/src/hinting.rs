@@ -23,7 +23,7 @@ use virtio_balloon_core::{
 
 use crate::{
     deferred::{self, Deferred, PartHost, QueuePart},
-    hint_worker::{Processed, Shared},
+    hint_worker::{Element, Processed, Shared},
     part::{Context, Part},
 };
 
@@ -67,7 +67,7 @@ impl Work<PartHost<'_, FreePageHinting>> for HintWork {
             return Progress::Idle;
         };
         budget.charge_element(host.buffers(&elem));
-        if turn.is_current(host) && host.part.shared.add(elem) {
+        if turn.is_current(host) && host.part.shared.exchange.add(Element(elem)) {
             host.part.schedule_worker(host.cx);
         }
         Progress::More
@@ -82,7 +82,7 @@ impl FreePageHinting {
 
     /// What the driver sees in the configuration space
     pub fn config_cmd_id(&self) -> u32 {
-        self.shared.config_cmd_id()
+        self.shared.exchange.state().config_cmd_id()
     }
 
     /// The driver sends commands or hints, or there are more of them.
@@ -102,7 +102,7 @@ impl FreePageHinting {
             let shared = Arc::<Shared>::clone(&self.shared);
             let processed = cx.hints_processed();
             iothread.schedule_oneshot(move || {
-                shared.process_all();
+                shared.exchange.process_all();
                 processed();
             });
         }
@@ -110,7 +110,7 @@ impl FreePageHinting {
 
     /// Return the elements that the I/O thread is done with.
     pub fn return_processed(&self, cx: &dyn Context) {
-        self.return_elements(cx, self.shared.take_processed());
+        self.return_elements(cx, self.shared.exchange.take_processed());
     }
 
     fn return_elements(&self, cx: &dyn Context, elements: Vec<Processed>) {
@@ -129,7 +129,7 @@ impl FreePageHinting {
             if bad_command {
                 cx.error("received an incorrect cmd id");
             }
-            host.push(elem);
+            host.push(elem.0);
         }
         if life.is_current(&host) {
             host.notify();
@@ -137,24 +137,24 @@ impl FreePageHinting {
     }
 
     fn request(&self, cx: &dyn Context) {
-        self.shared.update(Hinting::request);
+        self.shared.exchange.update(Hinting::request);
         cx.notify_config();
     }
 
     fn stop(&self, cx: &dyn Context) {
-        if self.shared.update(Hinting::stop) {
+        if self.shared.exchange.update(Hinting::stop) {
             cx.notify_config();
         }
     }
 
     fn done(&self, cx: &dyn Context) {
-        if self.shared.update(Hinting::done) {
+        if self.shared.exchange.update(Hinting::done) {
             cx.notify_config();
         }
     }
 
     fn withdraw(&self, cx: &dyn Context) {
-        if self.shared.update(Hinting::withdraw) {
+        if self.shared.exchange.update(Hinting::withdraw) {
             cx.notify_config();
         }
     }
@@ -198,8 +198,8 @@ impl Part for FreePageHinting {
 
     fn unrealize(&self, _cx: &dyn Context) {
         self.notifier.unregister();
-        self.shared.update(Hinting::stop);
-        self.shared.drop_all();
+        self.shared.exchange.update(Hinting::stop);
+        self.shared.exchange.drop_all();
         self.deferred.unrealize();
         let iothread = self.iothread.borrow_mut().take();
         drop(iothread);
@@ -207,7 +207,7 @@ impl Part for FreePageHinting {
 
     fn reset(&self, cx: &dyn Context) {
         self.deferred.reset();
-        self.shared.drop_all();
+        self.shared.exchange.drop_all();
         if cx.has_feature(VIRTIO_BALLOON_F_FREE_PAGE_HINT) {
             self.stop(cx);
         } else {
@@ -218,13 +218,13 @@ impl Part for FreePageHinting {
     fn queue_reset(&self, _cx: &dyn Context, queue: u32) {
         if self.deferred.is_for(queue) {
             self.deferred.reset();
-            self.shared.drop_all();
+            self.shared.exchange.drop_all();
         }
     }
 
     fn vm_state_change(&self, cx: &dyn Context, running: bool) {
         if !running {
-            self.return_elements(cx, self.shared.finish_all());
+            self.return_elements(cx, self.shared.exchange.finish_all());
         }
         deferred::vm_state_change(self, cx, running);
     }

@@ -4,9 +4,11 @@
 # A Linux guest with a memory balloon that migrates between implementations
 '''Migration of a Linux guest with a virtio-balloon'''
 
+import itertools
 import os
 import re
 import sys
+import time
 import traceback
 import unittest
 
@@ -431,6 +433,43 @@ class VirtioBalloonHinting(BalloonMigrationTest):
         self.log.info('MiB transferred: %s', result)
         if os.getenv('BALLOON_VERBOSE'):
             print(result, file=sys.__stdout__)
+
+    def transferred_meanwhile(self, meanwhile):
+        '''
+        Migrate an idle guest at 64 MiB/s, and do something all the time;
+        return the bytes that it took.
+        '''
+        self.idle_guest('Rust', HINT)
+        checksum = self.checksum()
+        src = self.vm
+        dst, uri = self.incoming('Rust', HINT)
+        src.cmd('migrate-set-parameters', **{'max-bandwidth': 64 * MIB})
+        src.cmd('migrate', uri=uri)
+        while self.migration(src).get('status') not in ('completed', 'failed'):
+            meanwhile(src)
+            time.sleep(0.02)
+        info = self.migration(src)
+        self.switch_to(dst)
+        self.assertEqual(self.checksum(), checksum)
+        self.vm.shutdown()
+        return info['ram']['transferred']
+
+    @unittest.skipIf(os.getenv('BALLOON_QUICK') == '1', 'takes minutes')
+    def test_configuration_interrupts(self):
+        '''
+        Hinting goes on while the user, or a management tool, adjusts the
+        balloon: the driver reads the command ID again, which is still there.
+        '''
+        alone = self.transferred_meanwhile(lambda vm: None)
+        sizes = itertools.cycle([self.RAM - MIB, self.RAM])
+        adjusted = self.transferred_meanwhile(
+            lambda vm: vm.cmd('balloon', value=next(sizes)))
+        self.log.info('MiB transferred: %d, adjusted: %d',
+                      alone // MIB, adjusted // MIB)
+        if os.getenv('BALLOON_VERBOSE'):
+            print(alone // MIB, adjusted // MIB, file=sys.__stdout__)
+        # Both depend on how fast the guest is.
+        self.assertLess(adjusted, alone * 13 // 10 + 64 * MIB)
 
     def test_cancel(self):
         '''The guest gets its pages back if it does not move.'''

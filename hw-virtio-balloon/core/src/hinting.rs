@@ -1,11 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! The state machine of free page hinting (virtio 1.3, section 5.5.6.6)
+//! The state machine of free page hinting (virtio 1.3, section 5.5.6.5)
 //!
 //! Migration asks for hints, by putting a command ID into the configuration
 //! space; the driver repeats the ID in the queue, and then adds blocks of free
 //! pages; migration (or the driver) ends the round.  Finally migration lets the
 //! driver have its pages back.
+//!
+//! The ID stays in the configuration space until the round ends, as hints are
+//! only valid while it is the one that the driver has repeated (section
+//! 5.5.6.5.2).  Linux reads it when it gets a configuration change interrupt, for
+//! whatever reason: it goes on if the ID is the same, and ends the round
+//! otherwise.
 
 /// In the configuration space: the driver should stop hinting
 pub const VIRTIO_BALLOON_CMD_ID_STOP: u32 = 0;
@@ -60,9 +66,13 @@ impl Default for Hinting {
 }
 
 impl Hinting {
-    /// The state as it was migrated
-    pub const fn new(status: HintStatus, cmd_id: u32) -> Self {
-        Self { status, cmd_id }
+    /// The state with which a VM arrives by migration: hints are for the source,
+    /// so if a round was going on there, it has ended.  (Sources set
+    /// [`HintStatus::Done`] before they send the state.)
+    pub fn arrive(status: HintStatus, cmd_id: u32) -> Self {
+        let mut this = Self { status, cmd_id };
+        this.withdraw();
+        this
     }
 
     /// The current status
@@ -83,12 +93,9 @@ impl Hinting {
     /// What the driver sees in the configuration space
     pub const fn config_cmd_id(&self) -> u32 {
         match self.status {
-            HintStatus::Requested => self.cmd_id,
+            HintStatus::Requested | HintStatus::Start => self.cmd_id,
             HintStatus::Done => VIRTIO_BALLOON_CMD_ID_DONE,
-            // While hints are arriving there is nothing to be announced.
-            // VIRTIO_BALLOON_CMD_ID_STOP happens to be what the C device has
-            // always left there.
-            HintStatus::Stop | HintStatus::Start => VIRTIO_BALLOON_CMD_ID_STOP,
+            HintStatus::Stop => VIRTIO_BALLOON_CMD_ID_STOP,
         }
     }
 
@@ -135,6 +142,10 @@ impl Hinting {
 mod tests {
     use super::*;
 
+    const fn at(status: HintStatus, cmd_id: u32) -> Hinting {
+        Hinting { status, cmd_id }
+    }
+
     #[test]
     fn a_round() {
         let mut h = Hinting::default();
@@ -147,8 +158,10 @@ mod tests {
 
         h.command(id);
         assert!(h.is_hinting());
+        assert_eq!(h.config_cmd_id(), id);
         h.command(VIRTIO_BALLOON_CMD_ID_STOP);
         assert!(!h.is_hinting());
+        assert_eq!(h.config_cmd_id(), VIRTIO_BALLOON_CMD_ID_STOP);
         assert_eq!(h.status(), HintStatus::Stop);
 
         assert!(h.done());
@@ -158,7 +171,7 @@ mod tests {
 
     #[test]
     fn ids_wrap_to_the_minimum() {
-        let mut h = Hinting::new(HintStatus::Done, u32::MAX - 1);
+        let mut h = Hinting::arrive(HintStatus::Done, u32::MAX - 1);
         h.request();
         assert_eq!(h.config_cmd_id(), u32::MAX);
         h.request();
@@ -185,10 +198,22 @@ mod tests {
     fn commands_do_not_end_stop_or_done() {
         for status in [HintStatus::Stop, HintStatus::Done] {
             for id in [0, 1, CMD_ID_MIN, u32::MAX] {
-                let mut h = Hinting::new(status, CMD_ID_MIN);
+                let mut h = at(status, CMD_ID_MIN);
                 h.command(id);
                 assert_eq!(h.status(), status);
             }
+        }
+    }
+
+    #[test]
+    fn rounds_end_when_they_arrive() {
+        for n in 0..4 {
+            let status = HintStatus::try_from(n).unwrap();
+            let h = Hinting::arrive(status, CMD_ID_MIN + 7);
+            let done = status == HintStatus::Done;
+            assert_eq!(h.status() == HintStatus::Done, done);
+            assert_eq!(h.config_cmd_id(), u32::from(done));
+            assert_eq!(h.cmd_id(), CMD_ID_MIN + 7);
         }
     }
 
@@ -197,7 +222,7 @@ mod tests {
         for n in 0..4 {
             let status = HintStatus::try_from(n).unwrap();
             let in_round = matches!(status, HintStatus::Requested | HintStatus::Start);
-            let mut h = Hinting::new(status, CMD_ID_MIN);
+            let mut h = at(status, CMD_ID_MIN);
             assert_eq!(h.withdraw(), in_round);
             let expected = if in_round { HintStatus::Stop } else { status };
             assert_eq!(h.status(), expected);
@@ -208,7 +233,7 @@ mod tests {
     fn stop_in_each_state() {
         for n in 0..4 {
             let status = HintStatus::try_from(n).unwrap();
-            let mut h = Hinting::new(status, CMD_ID_MIN);
+            let mut h = at(status, CMD_ID_MIN);
             assert_eq!(h.stop(), status != HintStatus::Stop);
             assert_eq!(h.status(), HintStatus::Stop);
         }
@@ -282,7 +307,7 @@ mod tests {
                 Event::Repeat | Event::Stale | Event::End => {
                     self.begun = Some(&id) == self.rounds.last();
                 }
-                Event::Migrate => {}
+                Event::Migrate => self.over = true,
             }
         }
 
@@ -300,7 +325,7 @@ mod tests {
             assert_eq!(h.cmd_id(), *self.rounds.last().unwrap());
             let shown = if self.released {
                 1
-            } else if self.over || self.begun {
+            } else if self.over {
                 0
             } else {
                 h.cmd_id()
@@ -334,8 +359,9 @@ mod tests {
                     }
                     Event::Migrate => {
                         let status = HintStatus::try_from(h.status() as u32).unwrap();
-                        h = Hinting::new(status, h.cmd_id());
-                        false
+                        h = Hinting::arrive(status, h.cmd_id());
+                        // A round does not go on over migration
+                        true
                     }
                 };
                 model.apply(event, id);
@@ -350,7 +376,7 @@ mod tests {
     #[test]
     fn exhaustive() {
         for last in [CMD_ID_MIN, u32::MAX - 1] {
-            let h = Hinting::new(HintStatus::Stop, last);
+            let h = at(HintStatus::Stop, last);
             let model = Model {
                 rounds: vec![last],
                 begun: false,

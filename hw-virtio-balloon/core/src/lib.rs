@@ -16,6 +16,7 @@ pub mod config;
 pub mod counters;
 pub mod engine;
 pub mod features;
+pub mod hint_exchange;
 pub mod hinting;
 pub mod host_pages;
 pub mod page_work;
