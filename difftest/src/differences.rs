@@ -23,6 +23,7 @@ pub enum Difference {
     HintNotification,
     HintOnArrival,
     LastUpdate,
+    QueueReset,
     ResumeAfterMigration,
     StatsLimit,
     Turns,
@@ -146,6 +147,12 @@ pub const NAMED_DIFFERENCES: &[NamedDifference] = &[
         "last-update",
         Treatment::Tolerated,
         "only zero and nonzero are told apart",
+    ),
+    row(
+        Difference::QueueReset,
+        "queue-reset",
+        Treatment::Avoided,
+        "no reset of the queues for statistics and hints alone",
     ),
     row(
         Difference::ResumeAfterMigration,

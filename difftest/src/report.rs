@@ -52,6 +52,9 @@ pub fn summary(totals: &Totals, origin: &str, different: bool, elapsed: Duration
         e.qmp_errors,
         events.join(", ")
     );
+    for (name, n) in &totals.configurations {
+        println!("{n:8} operations with {name}");
+    }
     // The operations of a file are too few to say anything about the others.
     if args.replay.is_none() {
         print!("named differences:\n{}", describe_uses(&e.named));
