@@ -15,6 +15,7 @@ pub enum Difference {
     BatchNotification,
     BounceBuffers,
     ErrorInBatch,
+    HintDriverNotReady,
     HintErrorOnResume,
     HintInterrupt,
     HintJump,
@@ -98,6 +99,13 @@ pub const NAMED_DIFFERENCES: &[NamedDifference] = &[
         Treatment::Tolerated,
         "if both are broken, the used rings of the queues for inflating and deflating are made \
          the same; there is only one element at a time in the queue for hints",
+    ),
+    row(
+        Difference::HintDriverNotReady,
+        "hint-driver-not-ready",
+        Treatment::Avoided,
+        "while the VM is stopped, DRIVER_OK is not cleared if there may be hints, and there are no \
+         hints if it was",
     ),
     row(
         Difference::HintErrorOnResume,

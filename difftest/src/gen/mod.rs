@@ -35,6 +35,8 @@ pub struct Generator<'a> {
     /// something that is not RAM
     foreign: bool,
     initialized: bool,
+    /// The driver has set `DRIVER_OK`
+    ready: bool,
     running: bool,
     stopped_for: u32,
     /// The VM was stopped when it was migrated, and did not run since
@@ -54,6 +56,7 @@ impl<'a> Generator<'a> {
             broken: false,
             foreign: false,
             initialized: false,
+            ready: false,
             running: true,
             stopped_for: 0,
             arrived_stopped: false,

@@ -7,7 +7,10 @@ use qtest_client::pci;
 use super::Generator;
 use crate::{
     differences::Difference,
-    driver::{reg, F_ACCESS_PLATFORM, F_EVENT_IDX, F_PACKED, F_VERSION_1, PAGE, RAM_SIZE},
+    driver::{
+        reg, F_ACCESS_PLATFORM, F_EVENT_IDX, F_HINT, F_PACKED, F_VERSION_1, PAGE, RAM_SIZE,
+        S_DRIVER_OK,
+    },
     op::Op,
 };
 
@@ -52,6 +55,7 @@ impl Generator<'_> {
         self.broken = false;
         self.foreign = false;
         self.initialized = true;
+        self.ready = true;
         Op::Init {
             features,
             size: self.rng.pick(&[4, 8, 16, 16, 32]),
@@ -75,13 +79,17 @@ impl Generator<'_> {
     }
 
     pub(super) fn status(&mut self) -> Op {
-        let value = self.rng.pick(&[
+        let mut value = self.rng.pick(&[
             0, 1, 2, 3, 4, 7, 8, 0xb, 0xc, 0xf, 0xf, 0xf, 0x80, 0x8f, 0x4f, 0x40, 0xff,
         ]);
         if value == 0 {
             self.features = 0;
             self.initialized = false;
+        } else if value & S_DRIVER_OK == 0 && !self.running && self.features & F_HINT != 0 {
+            self.avoid(Difference::HintDriverNotReady);
+            value |= S_DRIVER_OK;
         }
+        self.ready = value & S_DRIVER_OK != 0;
         Op::Status { value }
     }
 
@@ -145,6 +153,7 @@ impl Generator<'_> {
             }
         }
         self.broken = true;
+        self.ready = true;
         Op::QueueAt {
             q,
             size: self.rng.pick(&[1, 2, 8, 16]),

@@ -19,7 +19,7 @@ impl Memory for Ram {
 
 impl Ram {
     fn new() -> Self {
-        Self(vec![0; 0x10000])
+        Self(vec![0; 0x20000])
     }
 
     fn u16(&self, addr: u64) -> u16 {
