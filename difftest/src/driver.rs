@@ -25,6 +25,9 @@ pub const WINDOW_PAGES: u64 = 24;
 /// What they are filled with
 pub const PATTERN: u8 = 0xa5;
 
+/// A buffer of many PFNs, which all are 0: address and size
+pub const LONG_BUFFER: (u64, u32) = (0x180_0000, 1 << 20);
+
 const RINGS: u64 = 0x100_0000;
 const RING_SIZE: u64 = 0x8000;
 const DATA: u64 = 0x110_0000;

@@ -59,6 +59,8 @@ pub struct Lockstep {
     bad_pages: bool,
     /// The VM has not run since it was migrated
     migrated: bool,
+    /// Migration was started, and waits for bandwidth
+    live: bool,
     /// The I/O thread was given something to do
     hints: bool,
     /// The I/O threads that work on hints
@@ -141,6 +143,7 @@ impl Lockstep {
             io_threads,
             bad_pages: false,
             migrated: false,
+            live: false,
             isr: [0; 2],
             last: Observed::default(),
         })
@@ -226,12 +229,17 @@ impl Lockstep {
             if let Some(command) = op.qmp_command() {
                 self.run_qmp(command, op, &mut list, effects)?;
             }
+            if *op == Op::MigrateStart {
+                self.migrate_start(effects)?;
+            }
             let moved = *op == Op::Migrate && self.migrate(&mut list, effects)?;
             self.migrated |= moved;
             if moved || self.migrated && *op == Op::Cont {
                 effects.name(Difference::ResumeAfterMigration);
                 for (driver, script) in self.driver.iter().zip(&mut scripts) {
-                    for q in 0..driver.num_queues {
+                    // The Rust device has begun with everything but statistics
+                    // already, so that what is wrong with these comes last.
+                    for q in (0..driver.num_queues).filter(|q| *q != 2).chain([2]) {
                         if self.hint_queue != Some(q as usize) {
                             driver.kick(script, q);
                         }
