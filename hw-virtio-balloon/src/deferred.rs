@@ -7,7 +7,10 @@
 
 use bql::prelude::*;
 use common::{field, Field};
-use virtio::{bindings::VIRTIO_F_IN_ORDER, prelude::*};
+use virtio::{
+    bindings::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED},
+    prelude::*,
+};
 use virtio_balloon_core::engine::{self, Engine, Host, Queue, Work};
 
 use crate::part::Context;
@@ -49,13 +52,13 @@ impl<P: QueuePart> Queue for PartHost<'_, P> {
     type Element = VirtQueueElement;
 
     fn capacity(&self) -> usize {
-        let size = self.vq.size();
-        // With a full ring, virtqueue_ordered_fill() cannot tell the first
-        // element from the last.
-        if self.cx.has_feature(VIRTIO_F_IN_ORDER) {
-            size.saturating_sub(1).max(1)
+        // With a full packed ring, virtqueue_ordered_fill() finds no element,
+        // and the queue is stuck.  How many descriptors an element has is not
+        // known before it is taken.
+        if self.cx.has_feature(VIRTIO_F_IN_ORDER) && self.cx.has_feature(VIRTIO_F_RING_PACKED) {
+            1
         } else {
-            size
+            self.vq.size()
         }
     }
 
