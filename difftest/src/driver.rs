@@ -455,7 +455,7 @@ impl Driver {
                     self.queue(s, *q, *size, Queue::standard(self.format(), *q, *size));
                 }
             }
-            Op::Qmp { .. } | Op::Migrate | Op::MigrateStart => {}
+            Op::Qmp { .. } | Op::Migrate | Op::MigrateLive => {}
         }
     }
 }

@@ -2,8 +2,9 @@
 
 //! Migration of both VMs, each to the other device
 //!
-//! If the VMs run during it, it begins with so little bandwidth that it does
-//! not end before it is allowed to.
+//! If the VMs run during it, the devices have something to do that takes several
+//! turns.  There are no other operations meanwhile: when it ends depends on the
+//! host.
 
 use std::{
     path::Path,
@@ -22,12 +23,6 @@ use crate::{
     effects::Effects,
     op::{Mode, Op, Seg},
 };
-
-/// Bytes in a second: some pages that are zero.  The memory that is compared is
-/// far away from the beginning of RAM.
-const SLOW: u64 = 1000;
-/// All at once
-const FAST: u64 = 1 << 40;
 
 fn migrate_command(command: &str, path: &Path) -> String {
     let mut arguments = json!({ "uri": format!("file:{}", path.display()) });
@@ -50,16 +45,6 @@ fn migrated(qemu: &mut Qemu) -> Result<Value> {
     }
 }
 
-fn set_bandwidth(qemu: &mut Qemu, bandwidth: u64) -> Result<()> {
-    let command = json!({
-        "execute": "migrate-set-parameters",
-        "arguments": {"max-bandwidth": bandwidth},
-    });
-    let answer = qemu.qmp(&command.to_string())?;
-    ensure!(answer["error"].is_null(), "{answer}");
-    Ok(())
-}
-
 impl Lockstep {
     /// Whether migration is not to be tried, because the VMs would differ
     fn must_not_migrate(&mut self, effects: &mut Effects) -> Result<bool> {
@@ -70,36 +55,8 @@ impl Lockstep {
         Ok(must_not)
     }
 
-    /// Begin to migrate both VMs while they run.
-    pub(super) fn migrate_start(&mut self, effects: &mut Effects) -> Result<()> {
-        if self.live || !self.running() || self.must_not_migrate(effects)? {
-            return Ok(());
-        }
-        for qemu in &mut self.qemu {
-            set_bandwidth(qemu, SLOW)?;
-            let path = qemu.dir().join("state");
-            qemu.qmp(&migrate_command("migrate", &path))?;
-        }
-        let deadline = Instant::now() + TIMEOUT;
-        for qemu in &mut self.qemu {
-            // The device has been told of it when all of RAM is dirty.
-            loop {
-                let info = qemu.qmp(r#"{"execute":"query-migrate"}"#)?["return"].take();
-                if info["status"] == "active" && info["ram"]["dirty-sync-count"].as_u64() > Some(0)
-                {
-                    break;
-                }
-                ensure!(Instant::now() < deadline, "no migration: {info}");
-                sleep(Duration::from_millis(1));
-            }
-        }
-        self.live = true;
-        Ok(())
-    }
-
-    /// Give the devices something to do that takes several turns, and let
-    /// migration go on before they have done it.
-    fn migrate_end(&mut self) -> Result<()> {
+    /// Give the devices something to do that takes several turns.
+    fn begin_long_work(&mut self) -> Result<()> {
         let op = Op::Elem {
             q: 0,
             kick: true,
@@ -110,16 +67,12 @@ impl Lockstep {
             }],
         };
         let mut scripts = [Script::default(), Script::default()];
-        if self.running() && !self.bad_pages {
+        if !self.bad_pages {
             for (driver, script) in self.driver.iter_mut().zip(&mut scripts) {
                 driver.compile(&op, script);
             }
         }
         self.run_scripts([&scripts[0], &scripts[1]])?;
-        for qemu in &mut self.qemu {
-            set_bandwidth(qemu, FAST)?;
-        }
-        self.live = false;
         Ok(())
     }
 
@@ -127,22 +80,25 @@ impl Lockstep {
     /// it stays where it is.
     pub(super) fn migrate(
         &mut self,
+        live: bool,
         list: &mut Vec<String>,
         effects: &mut Effects,
     ) -> Result<bool> {
         if self.must_not_migrate(effects)? {
             return Ok(false);
         }
-        let live = self.live;
+        let live = live && self.running();
         if live {
-            self.migrate_end()?;
+            self.begin_long_work()?;
         }
         for qemu in &mut self.qemu {
             if !live {
                 qemu.qmp(r#"{"execute":"stop"}"#)?;
-                let path = qemu.dir().join("state");
-                qemu.qmp(&migrate_command("migrate", &path))?;
             }
+            let path = qemu.dir().join("state");
+            qemu.qmp(&migrate_command("migrate", &path))?;
+        }
+        for qemu in &mut self.qemu {
             let info = migrated(qemu)?;
             ensure!(info["status"] == "completed", "cannot migrate: {info}");
         }

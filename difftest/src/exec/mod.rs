@@ -59,8 +59,6 @@ pub struct Lockstep {
     bad_pages: bool,
     /// The VM has not run since it was migrated
     migrated: bool,
-    /// Migration was started, and waits for bandwidth
-    live: bool,
     /// The I/O thread was given something to do
     hints: bool,
     /// The I/O threads that work on hints
@@ -143,7 +141,6 @@ impl Lockstep {
             io_threads,
             bad_pages: false,
             migrated: false,
-            live: false,
             isr: [0; 2],
             last: Observed::default(),
         })
@@ -229,10 +226,8 @@ impl Lockstep {
             if let Some(command) = op.qmp_command() {
                 self.run_qmp(command, op, &mut list, effects)?;
             }
-            if *op == Op::MigrateStart {
-                self.migrate_start(effects)?;
-            }
-            let moved = *op == Op::Migrate && self.migrate(&mut list, effects)?;
+            let live = *op == Op::MigrateLive;
+            let moved = (live || *op == Op::Migrate) && self.migrate(live, &mut list, effects)?;
             self.migrated |= moved;
             if moved || self.migrated && *op == Op::Cont {
                 effects.name(Difference::ResumeAfterMigration);

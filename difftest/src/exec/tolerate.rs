@@ -31,7 +31,7 @@ pub(super) fn is_bad_page_element(op: &Op) -> bool {
 pub(super) fn may_discard(op: &Op) -> bool {
     match op {
         Op::Elem { q, kick: true, .. } => *q != 1 && *q != 2,
-        Op::Kick { .. } | Op::Migrate => true,
+        Op::Kick { .. } | Op::Migrate | Op::MigrateLive => true,
         _ => false,
     }
 }

@@ -39,8 +39,6 @@ pub struct Generator<'a> {
     ready: bool,
     running: bool,
     stopped_for: u32,
-    /// Migration was started
-    live: bool,
     /// The VM was stopped when it was migrated, and did not run since
     arrived_stopped: bool,
     /// Operations that were replaced because of a named difference
@@ -61,7 +59,6 @@ impl<'a> Generator<'a> {
             ready: false,
             running: true,
             stopped_for: 0,
-            live: false,
             arrived_stopped: false,
             avoided: Uses::new(),
         }
@@ -143,11 +140,6 @@ impl<'a> Generator<'a> {
         if !self.initialized && self.rng.percent(70) || self.broken && self.rng.percent(30) {
             return self.init();
         }
-        if self.live && self.rng.percent(8) {
-            self.live = false;
-            self.arrived_stopped |= !running;
-            return Op::Migrate;
-        }
         match self.rng.below(1000) {
             0..=149 => self.balloon_element(0),
             150..=199 => self.balloon_element(1),
@@ -169,15 +161,13 @@ impl<'a> Generator<'a> {
                 width: self.rng.pick(&[4, 4, 4, 1, 2, 8]),
             },
             585 => {
-                self.live = false;
                 self.arrived_stopped |= !running;
                 Op::Migrate
             }
-            586 if running && !self.live => {
-                self.live = true;
-                Op::MigrateStart
+            586 => {
+                self.arrived_stopped |= !running;
+                Op::MigrateLive
             }
-            586 => Op::Fill,
             587..=634 => Op::Ack {
                 value: self.rng.pick(&[1, 2, 3, 3, 3, 0, u32::MAX]),
             },

@@ -140,11 +140,10 @@ pub enum Op {
     Cont,
     /// Reset the machine
     SystemReset,
-    /// Each VM moves to the other's implementation; it is stopped for that,
-    /// unless migration was started before.
+    /// Each VM moves to the other's implementation; it is stopped for that.
     Migrate,
-    /// Start migration, which does not end until [`Op::Migrate`].
-    MigrateStart,
+    /// The same, but if it runs, it does not stop before the end.
+    MigrateLive,
     /// Advance the clock
     Clock { ns: u64 },
     /// Compare all of the memory that is used
@@ -216,6 +215,6 @@ impl Op {
 
     /// Whether QMP is used
     pub fn uses_qmp(&self) -> bool {
-        self.qmp_command().is_some() || matches!(self, Self::Migrate | Self::MigrateStart)
+        self.qmp_command().is_some() || matches!(self, Self::Migrate | Self::MigrateLive)
     }
 }

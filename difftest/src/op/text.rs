@@ -98,7 +98,7 @@ impl Display for Op {
             Self::Cont => f.write_str("cont"),
             Self::SystemReset => f.write_str("system-reset"),
             Self::Migrate => f.write_str("migrate"),
-            Self::MigrateStart => f.write_str("migrate-start"),
+            Self::MigrateLive => f.write_str("migrate-live"),
             Self::QueueReset { q, size } => write!(f, "queue-reset q={q} size={size}"),
             Self::Clock { ns } => write!(f, "clock ns={ns}"),
             Self::Check => f.write_str("check"),
@@ -214,7 +214,7 @@ impl FromStr for Op {
             "cont" => Self::Cont,
             "system-reset" => Self::SystemReset,
             "migrate" => Self::Migrate,
-            "migrate-start" => Self::MigrateStart,
+            "migrate-live" => Self::MigrateLive,
             "queue-reset" => Self::QueueReset {
                 q: q()?,
                 size: num32("size")?,
