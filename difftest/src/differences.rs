@@ -16,6 +16,7 @@ pub enum Difference {
     BounceBuffers,
     ErrorInBatch,
     HintCmdId,
+    HintDriverNotReady,
     HintErrorOnResume,
     HintInterrupt,
     HintJump,
@@ -24,6 +25,7 @@ pub enum Difference {
     HintNotification,
     HintOnArrival,
     LastUpdate,
+    QueueReset,
     ResumeAfterMigration,
     StatsLimit,
     Turns,
@@ -106,6 +108,13 @@ pub const NAMED_DIFFERENCES: &[NamedDifference] = &[
         "VMs are stopped before they are migrated, so that nobody asks for hints",
     ),
     row(
+        Difference::HintDriverNotReady,
+        "hint-driver-not-ready",
+        Treatment::Avoided,
+        "while the VM is stopped, DRIVER_OK is not cleared if there may be hints, and there are no \
+         hints if it was",
+    ),
+    row(
         Difference::HintErrorOnResume,
         "hint-error-on-resume",
         Treatment::Avoided,
@@ -153,6 +162,12 @@ pub const NAMED_DIFFERENCES: &[NamedDifference] = &[
         "last-update",
         Treatment::Tolerated,
         "only zero and nonzero are told apart",
+    ),
+    row(
+        Difference::QueueReset,
+        "queue-reset",
+        Treatment::Avoided,
+        "no reset of the queues for statistics and hints alone",
     ),
     row(
         Difference::ResumeAfterMigration,

@@ -6,7 +6,11 @@
 use std::fmt::Write;
 
 pub use qtest_client::mmio as reg;
-use qtest_client::write_command;
+use qtest_client::{
+    ring::{self, Buffer, Fault, Format, Memory, Ring, DESC_INDIRECT, DESC_NEXT, DESC_WRITE},
+    transport::{Reg, Transport},
+    write_command,
+};
 
 use crate::op::{Mode, Op, Seg};
 
@@ -20,6 +24,9 @@ pub const WINDOW: u64 = 0x200_0000;
 pub const WINDOW_PAGES: u64 = 24;
 /// What they are filled with
 pub const PATTERN: u8 = 0xa5;
+
+/// A buffer of many PFNs, which all are 0: address and size
+pub const LONG_BUFFER: (u64, u32) = (0x180_0000, 1 << 20);
 
 const RINGS: u64 = 0x100_0000;
 const RING_SIZE: u64 = 0x8000;
@@ -43,28 +50,22 @@ pub const F_NOTIFY_ON_EMPTY: u64 = 1 << 24;
 pub const F_INDIRECT: u64 = 1 << 28;
 pub const F_EVENT_IDX: u64 = 1 << 29;
 pub const F_VERSION_1: u64 = 1 << 32;
+pub const F_ACCESS_PLATFORM: u64 = 1 << 33;
+pub const F_PACKED: u64 = 1 << 34;
+pub const F_RING_RESET: u64 = 1 << 40;
 pub const F_NOTIFICATION_DATA: u64 = 1 << 38;
 /// Free page hinting
 pub const F_HINT: u64 = 1 << 3;
 
 const S_ACK: u8 = 1;
 const S_DRIVER: u8 = 2;
-const S_DRIVER_OK: u8 = 4;
+pub const S_DRIVER_OK: u8 = 4;
 const S_FEATURES_OK: u8 = 8;
-
-const DESC_NEXT: u16 = 1;
-const DESC_WRITE: u16 = 2;
-const DESC_INDIRECT: u16 = 4;
 
 /// The driver's view of a queue
 #[derive(Debug, Clone, Copy)]
 pub struct Queue {
-    pub size: u32,
-    pub desc: u64,
-    pub avail: u64,
-    pub used: u64,
-    pub avail_idx: u16,
-    next_desc: u16,
+    pub ring: Ring,
     slot: u64,
 }
 
@@ -73,50 +74,24 @@ fn valid_size(size: u32) -> bool {
 }
 
 impl Queue {
-    fn standard(q: u32, size: u32) -> Self {
+    fn standard(format: Format, q: u32, size: u32) -> Self {
         let size = if valid_size(size) { size } else { 16 };
-        let desc = RINGS + u64::from(q) * RING_SIZE;
-        let avail = desc + u64::from(size) * 16;
-        // like the legacy interface, with an alignment of 64
-        let used = (avail + 4 + 2 * u64::from(size)).next_multiple_of(64);
         Self {
-            size,
-            desc,
-            avail,
-            used,
-            avail_idx: 0,
-            next_desc: 0,
+            ring: Ring::new(format, size, RINGS + u64::from(q) * RING_SIZE),
             slot: 0,
         }
-    }
-}
-
-/// A descriptor
-#[derive(Debug, Clone, Copy)]
-struct Desc {
-    addr: u64,
-    len: u32,
-    flags: u16,
-    next: u16,
-}
-
-impl Desc {
-    fn bytes(&self) -> [u8; 16] {
-        let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(&self.addr.to_le_bytes());
-        bytes[8..12].copy_from_slice(&self.len.to_le_bytes());
-        bytes[12..14].copy_from_slice(&self.flags.to_le_bytes());
-        bytes[14..].copy_from_slice(&self.next.to_le_bytes());
-        bytes
     }
 }
 
 /// The driver
 #[derive(Debug, Clone)]
 pub struct Driver {
-    pub base: u64,
+    pub transport: Transport,
     pub legacy: bool,
     pub num_queues: u32,
+    /// Features that the device has
+    offered: u64,
+    /// Features that the driver has chosen
     pub features: u64,
     pub queues: [Queue; MAX_QUEUES as usize],
     pub running: bool,
@@ -139,111 +114,143 @@ impl Script {
         self.count += 1;
     }
 
+    /// Add a command, or several, each ended by a newline.
+    fn line(&mut self, command: &str) {
+        for line in command.lines() {
+            self.push(format_args!("{line}"));
+        }
+    }
+}
+
+impl Memory for Script {
     fn write(&mut self, addr: u64, data: &[u8]) {
         if !data.is_empty() {
             self.push(format_args!("{}", write_command(addr, data)));
         }
     }
-
-    fn writew(&mut self, addr: u64, value: u16) {
-        self.push(format_args!("writew {addr:#x} {value:#x}"));
-    }
 }
 
 impl Driver {
-    /// A driver for the device at `base`
-    pub fn new(base: u64, legacy: bool, num_queues: u32) -> Self {
+    /// A driver for the device at `transport`
+    pub fn new(transport: Transport, legacy: bool, num_queues: u32, offered: u64) -> Self {
+        let queue = |q| Queue::standard(Format::Split, q as u32, 16);
         Self {
-            base,
+            transport,
             legacy,
             num_queues,
+            offered,
             features: 0,
-            queues: std::array::from_fn(|q| Queue::standard(q as u32, 16)),
+            queues: std::array::from_fn(queue),
             running: true,
         }
     }
 
-    fn reg(&self, s: &mut Script, reg: u64, value: u32) {
-        let addr = self.base + reg;
-        s.push(format_args!("writel {addr:#x} {value:#x}"));
+    fn reg(&self, s: &mut Script, reg: Reg, value: u32) {
+        s.line(&self.transport.write(reg, value));
     }
 
-    fn reg64(&self, s: &mut Script, reg: u64, value: u64) {
-        self.reg(s, reg, value as u32);
-        self.reg(s, reg + 4, (value >> 32) as u32);
+    /// Write a register that only virtio-mmio has.
+    fn mmio(&self, s: &mut Script, register: u64, value: u32) {
+        if let Transport::Mmio { base } = self.transport {
+            s.push(format_args!("writel {:#x} {value:#x}", base + register));
+        }
     }
 
     fn features(&mut self, s: &mut Script, features: u64) {
-        self.reg(s, reg::DRIVER_FEATURES_SEL, 0);
-        self.reg(s, reg::DRIVER_FEATURES, features as u32);
+        self.reg(s, Reg::DriverFeaturesSel, 0);
+        self.reg(s, Reg::DriverFeatures, features as u32);
         if !self.legacy {
-            self.reg(s, reg::DRIVER_FEATURES_SEL, 1);
-            self.reg(s, reg::DRIVER_FEATURES, (features >> 32) as u32);
+            self.reg(s, Reg::DriverFeaturesSel, 1);
+            self.reg(s, Reg::DriverFeatures, (features >> 32) as u32);
         }
         self.features = features;
     }
 
+    /// What the device expects, even if the driver asked for more than it has
+    fn format(&self) -> Format {
+        if self.features & self.offered & F_PACKED != 0 {
+            Format::Packed
+        } else {
+            Format::Split
+        }
+    }
+
     fn negotiate(&mut self, s: &mut Script, features: u64) -> u8 {
         self.reset(s);
-        self.reg(s, reg::STATUS, S_ACK.into());
-        self.reg(s, reg::STATUS, (S_ACK | S_DRIVER).into());
+        self.reg(s, Reg::Status, S_ACK.into());
+        self.reg(s, Reg::Status, (S_ACK | S_DRIVER).into());
         self.features(s, features);
         if self.legacy {
             return S_ACK | S_DRIVER;
         }
         let status = S_ACK | S_DRIVER | S_FEATURES_OK;
-        self.reg(s, reg::STATUS, status.into());
+        self.reg(s, Reg::Status, status.into());
         status
     }
 
     fn reset(&mut self, s: &mut Script) {
-        self.reg(s, reg::STATUS, 0);
-        self.was_reset();
+        self.reg(s, Reg::Status, 0);
+        self.was_reset(s);
     }
 
     /// The device has forgotten everything.
-    fn was_reset(&mut self) {
+    fn was_reset(&mut self, s: &mut Script) {
+        if self.offered & F_PACKED != 0 {
+            // The transport has not, and would use the old features as soon as
+            // others are written.
+            self.features(s, F_VERSION_1);
+        }
         self.features = 0;
         for queue in &mut self.queues {
-            queue.avail_idx = 0;
+            queue.ring.restart();
         }
     }
 
-    fn queue(&mut self, s: &mut Script, q: u32, size: u32, queue: Queue) {
-        let mut queue = queue;
+    fn queue(&mut self, s: &mut Script, q: u32, mut size: u32, queue: Queue) {
+        let mut ring = queue.ring;
+        let old = self.queues[q as usize].ring;
         // The device goes on where it was.  If it found a smaller index, it
         // would take that for 65536 elements.
-        queue.avail_idx = self.queues[q as usize].avail_idx;
-        self.queues[q as usize] = queue;
-        let end = queue.used.saturating_add(6 + 8 * u64::from(queue.size));
+        if old.format == ring.format {
+            if ring.format == Format::Packed && !old.is_at_start() {
+                // If it was after the end of the new ring, it would abort.
+                size = old.size;
+                ring = Queue::standard(ring.format, q, size).ring;
+            }
+            ring.go_on_from(&old);
+        }
+        self.queues[q as usize] = Queue { ring, ..queue };
+        let end = ring.end();
         let rings = RINGS..RINGS + RING_SIZE * u64::from(MAX_QUEUES);
-        if rings.contains(&queue.desc) && rings.contains(&end) {
+        if rings.contains(&ring.desc) && rings.contains(&end) {
             s.push(format_args!(
                 "memset {:#x} {} 0",
-                queue.desc,
-                end - queue.desc
+                ring.desc,
+                end - ring.desc
             ));
         }
-        if queue.avail_idx != 0 || !(RINGS..DATA).contains(&queue.avail) {
-            s.writew(queue.avail, 0);
-            s.writew(queue.avail + 2, queue.avail_idx);
+        if ring.position() != 0 || !(RINGS..DATA).contains(&ring.avail) {
+            ring.write_position(s);
         }
-        self.reg(s, reg::QUEUE_SEL, q);
+        self.reg(s, Reg::QueueSel, q);
         if !valid_size(size) {
             // It is ignored.  The rings must not overlap, though: the device
             // would never find the end.
-            self.reg(s, reg::QUEUE_NUM, queue.size);
+            self.reg(s, Reg::QueueSize, ring.size);
         }
-        self.reg(s, reg::QUEUE_NUM, size);
+        self.reg(s, Reg::QueueSize, size);
         if self.legacy {
-            self.reg(s, reg::GUEST_PAGE_SIZE, PAGE as u32);
-            self.reg(s, reg::QUEUE_ALIGN, 64);
-            self.reg(s, reg::QUEUE_PFN, (queue.desc / PAGE) as u32);
+            self.mmio(s, reg::GUEST_PAGE_SIZE, PAGE as u32);
+            self.mmio(s, reg::QUEUE_ALIGN, 64);
+            self.mmio(s, reg::QUEUE_PFN, (ring.desc / PAGE) as u32);
         } else {
-            self.reg64(s, reg::QUEUE_DESC, queue.desc);
-            self.reg64(s, reg::QUEUE_AVAIL, queue.avail);
-            self.reg64(s, reg::QUEUE_USED, queue.used);
-            self.reg(s, reg::QUEUE_READY, 1);
+            for command in self
+                .transport
+                .write_addresses(ring.desc, ring.avail, ring.used)
+            {
+                s.line(&command);
+            }
+            self.reg(s, Reg::QueueReady, 1);
         }
     }
 
@@ -251,15 +258,21 @@ impl Driver {
     pub fn kick(&self, s: &mut Script, q: u32) {
         let mut value = q;
         if self.features & F_NOTIFICATION_DATA != 0 && q < MAX_QUEUES {
-            value |= u32::from(self.queues[q as usize].avail_idx) << 16;
+            value |= u32::from(self.queues[q as usize].ring.position()) << 16;
         }
-        self.reg(s, reg::QUEUE_NOTIFY, value);
+        if let Some(command) = self.transport.notify(value) {
+            s.line(&command);
+        }
+    }
+
+    /// Forget the interrupt.
+    pub fn acknowledge(&self, s: &mut Script, value: u32) {
+        self.mmio(s, reg::INTERRUPT_ACK, value);
     }
 
     fn elem(&mut self, s: &mut Script, q: u32, kick: bool, mode: Mode, segs: &[Seg]) {
         let i = q as usize;
         let mut queue = self.queues[i];
-        let size = queue.size.max(1) as u16;
 
         // Data
         let mut place = DATA + u64::from(q) * DATA_SIZE + (queue.slot % SLOTS) * SLOT_SIZE;
@@ -268,7 +281,7 @@ impl Driver {
         }
         let table = TABLES + u64::from(q) * PAGE + (queue.slot % SLOTS) * 512;
         queue.slot += 1;
-        let mut descs: Vec<Desc> = Vec::new();
+        let mut chain = Vec::new();
         for seg in segs {
             let (addr, len, flags) = match seg {
                 Seg::Data(data) => {
@@ -280,12 +293,7 @@ impl Driver {
                 Seg::Out { addr, len } => (*addr, *len, 0),
                 Seg::In { addr, len } => (*addr, *len, DESC_WRITE),
             };
-            descs.push(Desc {
-                addr,
-                len,
-                flags,
-                next: 0,
-            });
+            chain.push(Buffer { addr, len, flags });
         }
 
         // Descriptors
@@ -298,17 +306,10 @@ impl Driver {
                 | Mode::IndirectNested
         );
         if indirect {
-            let mut bytes = Vec::new();
-            let n = descs.len();
-            for (k, desc) in descs.iter_mut().enumerate() {
-                if k + 1 < n {
-                    desc.flags |= DESC_NEXT;
-                    desc.next = k as u16 + 1;
-                } else if mode == Mode::IndirectNested {
-                    desc.flags |= DESC_INDIRECT;
-                }
-                bytes.extend_from_slice(&desc.bytes());
+            if let (Mode::IndirectNested, Some(last)) = (mode, chain.last_mut()) {
+                last.flags |= DESC_INDIRECT;
             }
+            let bytes = ring::table(queue.ring.format, &chain);
             s.write(table, &bytes);
             let len = match mode {
                 Mode::IndirectOdd => bytes.len() as u32 + 5,
@@ -320,44 +321,20 @@ impl Driver {
             } else {
                 0
             };
-            descs = vec![Desc {
+            chain = vec![Buffer {
                 addr: table,
                 len,
                 flags: DESC_INDIRECT | next,
-                next: 0,
             }];
         }
-        let mut head = queue.next_desc % size;
-        let n = descs.len();
-        for (k, mut desc) in descs.into_iter().enumerate() {
-            let at = queue.next_desc % size;
-            queue.next_desc = (at + 1) % size;
-            if indirect {
-                desc.next = queue.next_desc;
-            } else if k + 1 < n {
-                desc.flags |= DESC_NEXT;
-                desc.next = queue.next_desc;
-            } else if mode == Mode::Loop {
-                desc.flags |= DESC_NEXT;
-                desc.next = head;
-            } else if mode == Mode::BadNext {
-                desc.flags |= DESC_NEXT;
-                desc.next = size;
-            }
-            s.write(queue.desc + u64::from(at) * 16, &desc.bytes());
-        }
-        if mode == Mode::BadHead {
-            head = size;
-        }
-
-        // Available ring
-        s.writew(
-            queue.avail + 4 + u64::from(queue.avail_idx % size) * 2,
-            head,
-        );
-        let step = if mode == Mode::Jump { size + 2 } else { 1 };
-        queue.avail_idx = queue.avail_idx.wrapping_add(step);
-        s.writew(queue.avail + 2, queue.avail_idx);
+        let fault = match mode {
+            Mode::Loop => Some(Fault::Loop),
+            Mode::BadNext => Some(Fault::BadNext),
+            Mode::BadHead => Some(Fault::BadHead),
+            Mode::Jump => Some(Fault::Jump),
+            _ => None,
+        };
+        queue.ring.add(s, &chain, fault);
         self.queues[i] = queue;
         if kick {
             self.kick(s, q);
@@ -370,31 +347,33 @@ impl Driver {
             Op::Init { features, size } => {
                 let status = self.negotiate(s, *features);
                 for q in 0..self.num_queues {
-                    self.queue(s, q, *size, Queue::standard(q, *size));
+                    self.queue(s, q, *size, Queue::standard(self.format(), q, *size));
                 }
-                self.reg(s, reg::STATUS, (status | S_DRIVER_OK).into());
+                self.reg(s, Reg::Status, (status | S_DRIVER_OK).into());
             }
             Op::Reset => self.reset(s),
             Op::ResetPfn => {
-                self.reg(s, reg::QUEUE_PFN, 0);
+                self.mmio(s, reg::QUEUE_PFN, 0);
                 if self.legacy {
-                    self.was_reset();
+                    self.was_reset(s);
                 }
             }
             Op::Status { value } => {
-                self.reg(s, reg::STATUS, (*value).into());
+                self.reg(s, Reg::Status, (*value).into());
                 if *value == 0 {
-                    self.was_reset();
+                    self.was_reset(s);
                 }
             }
             Op::Negotiate { features } => {
                 self.negotiate(s, *features);
             }
             Op::Features { sel, value } => {
-                self.reg(s, reg::DRIVER_FEATURES_SEL, *sel);
-                self.reg(s, reg::DRIVER_FEATURES, *value);
+                self.reg(s, Reg::DriverFeaturesSel, *sel);
+                self.reg(s, Reg::DriverFeatures, *value);
             }
-            Op::Queue { q, size } => self.queue(s, *q, *size, Queue::standard(*q, *size)),
+            Op::Queue { q, size } => {
+                self.queue(s, *q, *size, Queue::standard(self.format(), *q, *size));
+            }
             Op::QueueAt {
                 q,
                 size,
@@ -402,27 +381,28 @@ impl Driver {
                 avail,
                 used,
             } => {
-                let mut queue = Queue::standard(*q, *size);
-                queue.desc = *desc;
-                queue.avail = *avail;
-                queue.used = *used;
-                if self.legacy {
-                    queue.avail = desc + u64::from(*size) * 16;
-                    queue.used = (queue.avail + 4 + 2 * u64::from(*size)).next_multiple_of(64);
-                }
                 // Where the device cannot read the index, it takes it for 0,
                 // which must not be less than before.
                 let features = self.features;
                 let status = self.negotiate(s, features);
                 for i in (0..self.num_queues).filter(|i| i != q) {
-                    self.queue(s, i, 16, Queue::standard(i, 16));
+                    self.queue(s, i, 16, Queue::standard(self.format(), i, 16));
+                }
+                let mut queue = Queue::standard(self.format(), *q, *size);
+                let ring = &mut queue.ring;
+                ring.desc = *desc;
+                ring.avail = *avail;
+                ring.used = *used;
+                if self.legacy {
+                    ring.avail = desc + u64::from(*size) * 16;
+                    ring.used = (ring.avail + 4 + 2 * u64::from(*size)).next_multiple_of(64);
                 }
                 self.queue(s, *q, *size, queue);
-                self.reg(s, reg::STATUS, (status | S_DRIVER_OK).into());
+                self.reg(s, Reg::Status, (status | S_DRIVER_OK).into());
             }
             Op::Ready { q, value } => {
-                self.reg(s, reg::QUEUE_SEL, *q);
-                self.reg(s, reg::QUEUE_READY, *value);
+                self.reg(s, Reg::QueueSel, *q);
+                self.reg(s, Reg::QueueReady, *value);
             }
             Op::Elem {
                 q,
@@ -431,28 +411,22 @@ impl Driver {
                 segs,
             } => self.elem(s, *q, *kick, *mode, segs),
             Op::Kick { value } => self.kick(s, *value),
-            Op::AvailFlags { q, value } => s.writew(self.queues[*q as usize].avail, *value),
-            Op::UsedEvent { q, value } => {
-                let queue = self.queues[*q as usize];
-                s.writew(
-                    queue.avail + 4 + 2 * u64::from(queue.size),
-                    queue.avail_idx.wrapping_add(*value),
-                );
-            }
+            Op::AvailFlags { q, value } => self.queues[*q as usize].ring.write_flags(s, *value),
+            Op::UsedEvent { q, value } => self.queues[*q as usize].ring.write_event(s, *value),
             Op::CfgWrite { off, width, value } => {
-                let addr = self.base + reg::CONFIG + off;
+                let addr = self.transport.config() + off;
                 let suffix = suffix(*width);
                 s.push(format_args!("write{suffix} {addr:#x} {value:#x}"));
             }
             Op::CfgRead { off, width } => {
-                let addr = self.base + reg::CONFIG + off;
+                let addr = self.transport.config() + off;
                 s.push(format_args!("read{} {addr:#x}", suffix(*width)));
             }
             Op::RegRead { off, width } => {
-                let addr = self.base + off;
+                let addr = self.transport.registers() + off;
                 s.push(format_args!("read{} {addr:#x}", suffix(*width)));
             }
-            Op::Ack { value } => self.reg(s, reg::INTERRUPT_ACK, *value),
+            Op::Ack { value } => self.acknowledge(s, *value),
             Op::Fill => s.push(format_args!(
                 "memset {WINDOW:#x} {} {PATTERN:#x}",
                 WINDOW_PAGES * PAGE
@@ -460,13 +434,28 @@ impl Driver {
             Op::Clock { ns } => s.push(format_args!("clock_step {ns}")),
             Op::Stop => self.running = false,
             Op::Cont => self.running = true,
-            Op::SystemReset => self.was_reset(),
+            Op::SystemReset => {
+                if let Transport::Pci(pci) = self.transport {
+                    s.line(&pci.setup_commands());
+                }
+                self.was_reset(s);
+            }
             Op::Check => {
                 for (addr, len) in DRIVER_MEMORY {
                     s.push(format_args!("b64read {addr:#x} {len}"));
                 }
             }
-            Op::Qmp { .. } | Op::Migrate => {}
+            Op::QueueReset { q, size } => {
+                self.reg(s, Reg::QueueSel, *q);
+                if let Some(command) = self.transport.reset_queue() {
+                    s.line(&command);
+                    self.queues[*q as usize].ring.restart();
+                }
+                if *size != 0 {
+                    self.queue(s, *q, *size, Queue::standard(self.format(), *q, *size));
+                }
+            }
+            Op::Qmp { .. } | Op::Migrate | Op::MigrateLive => {}
         }
     }
 }

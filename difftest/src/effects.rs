@@ -29,6 +29,11 @@ pub struct Effects {
     pub stats: u64,
     /// Migrations of both VMs
     pub migrations: u64,
+    /// Those in which the VMs were running
+    pub live_migrations: u64,
+    /// Migrations after which the destinations had a different amount of work
+    /// left
+    pub unfinished: u64,
     /// Migrations that both destinations have refused
     pub refused: u64,
     /// Uses of named differences

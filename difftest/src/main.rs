@@ -20,14 +20,27 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use qtest_client::rng::Rng;
 
 use crate::{
     exec::Setup,
+    gen::Wanted,
     op::{from_text, to_text, Op},
     search::{Failure, Totals},
 };
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum RingArg {
+    Split,
+    Packed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum TransportArg {
+    Mmio,
+    Pci,
+}
 
 /// Compare two builds of the virtio-balloon device with random operations
 #[derive(Parser, Debug)]
@@ -48,6 +61,18 @@ struct Args {
     /// Seed of the random number generator [default: from the time]
     #[arg(long)]
     seed: Option<u64>,
+
+    /// Only use rings of this format, if the driver accepts it [default: both]
+    #[arg(long, value_enum)]
+    ring: Option<RingArg>,
+
+    /// Only use this transport [default: both]
+    #[arg(long, value_enum)]
+    transport: Option<TransportArg>,
+
+    /// Always offer to return elements in order, not only now and then
+    #[arg(long)]
+    in_order: bool,
 
     /// Run the operations from this file
     #[arg(long)]
@@ -127,7 +152,13 @@ fn main() -> Result<ExitCode> {
         ("replay".to_owned(), failure, start.elapsed())
     } else {
         let seed = args.seed.unwrap_or_else(seed_from_time);
-        let failure = search::random(&setup, &mut Rng::new(seed), args.ops, &mut totals)?;
+        let wanted = Wanted {
+            packed: args.ring.map(|ring| ring == RingArg::Packed),
+            pci: args.transport.map(|t| t == TransportArg::Pci),
+            in_order: args.in_order,
+        };
+        let mut rng = Rng::new(seed);
+        let failure = search::random(&setup, &mut rng, args.ops, &wanted, &mut totals)?;
         let elapsed = start.elapsed();
         let failure = match failure {
             Some(failure) => {

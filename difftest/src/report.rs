@@ -38,7 +38,7 @@ pub fn summary(totals: &Totals, origin: &str, different: bool, elapsed: Duration
     let events: Vec<_> = e.events.iter().map(|(k, v)| format!("{k} {v}")).collect();
     println!(
         "effects: {} elements used, {} pages discarded, {} times broken, {} config changes, {} \
-         interrupts, {} statistics, {} migrations, {} refused; QMP: {} results, {} errors; \
+         interrupts, {} statistics, {} migrations ({} live, {} with work left), {} refused; QMP: {} results, {} errors; \
          events: {}",
         e.used,
         e.discarded,
@@ -47,11 +47,16 @@ pub fn summary(totals: &Totals, origin: &str, different: bool, elapsed: Duration
         e.interrupts,
         e.stats,
         e.migrations,
+        e.live_migrations,
+        e.unfinished,
         e.refused,
         e.qmp_results,
         e.qmp_errors,
         events.join(", ")
     );
+    for (name, n) in &totals.configurations {
+        println!("{n:8} operations with {name}");
+    }
     // The operations of a file are too few to say anything about the others.
     if args.replay.is_none() {
         print!("named differences:\n{}", describe_uses(&e.named));

@@ -14,13 +14,16 @@ use qtest_client::rng::Rng;
 use crate::{
     effects::Effects,
     exec::{Lockstep, Setup, BATCH},
-    gen::Generator,
+    gen::{Generator, Wanted},
     op::{Config, Op},
     shrink,
 };
 
 /// Operations after which QEMU is started again, with other options
 const OPS_PER_START: u64 = 2000;
+
+/// How often QEMU is started, at least
+const MIN_STARTS: u64 = 8;
 
 /// How often to tell the progress
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(30);
@@ -33,6 +36,8 @@ pub struct Totals {
     pub ops: u64,
     pub episodes: u64,
     pub kinds: BTreeMap<String, u64>,
+    /// Operations with each configuration of the transport
+    pub configurations: BTreeMap<String, u64>,
     pub effects: Effects,
 }
 
@@ -84,16 +89,21 @@ pub fn random(
     setup: &Setup,
     rng: &mut Rng,
     ops: u64,
+    wanted: &Wanted,
     totals: &mut Totals,
 ) -> Result<Option<Failure>> {
     let start = Instant::now();
     let mut progress = Duration::ZERO;
+    // All configurations get a part of them.
+    let per_start = OPS_PER_START.min(ops.div_ceil(MIN_STARTS));
+    let mut starts = 0;
     while totals.ops < ops {
         let mut gen = Generator::new(rng);
-        let cfg = gen.config();
+        let cfg = gen.config(wanted, starts);
+        starts += 1;
         let mut pair = Lockstep::start(setup, &cfg)?;
         let mut history: Vec<Op> = Vec::new();
-        let end = ops.min(totals.ops + OPS_PER_START);
+        let end = ops.min(totals.ops + per_start);
 
         while totals.ops < end {
             let episode = history.len();
@@ -121,7 +131,9 @@ pub fn random(
                     }
                 }
                 totals.effects.add_uses(gen.take_avoided());
-                totals.ops += (history.len() - first) as u64;
+                let done = (history.len() - first) as u64;
+                totals.ops += done;
+                *totals.configurations.entry(cfg.name()).or_default() += done;
                 if let Some((at, what)) = pair.run(&history[first..], &mut totals.effects) {
                     history.truncate(first + at + 1);
                     return Ok(Some(Failure {

@@ -4,7 +4,10 @@
 
 pub mod hex;
 pub mod mmio;
+pub mod pci;
+pub mod ring;
 pub mod rng;
+pub mod transport;
 
 use std::{
     io::{ErrorKind, Read, Write},

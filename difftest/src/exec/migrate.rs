@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 //! Migration of both VMs, each to the other device
+//!
+//! If the VMs run during it, the devices have something to do that takes several
+//! turns.  There are no other operations meanwhile: when it ends depends on the
+//! host.
 
 use std::{
     path::Path,
@@ -13,7 +17,12 @@ use qtest_client::{Qemu, TIMEOUT};
 use serde_json::{json, Value};
 
 use super::{io_threads, start_both, Lockstep};
-use crate::{differences::Difference, effects::Effects};
+use crate::{
+    differences::Difference,
+    driver::{Script, LONG_BUFFER},
+    effects::Effects,
+    op::{Mode, Op, Seg},
+};
 
 fn migrate_command(command: &str, path: &Path) -> String {
     let mut arguments = json!({ "uri": format!("file:{}", path.display()) });
@@ -37,28 +46,66 @@ fn migrated(qemu: &mut Qemu) -> Result<Value> {
 }
 
 impl Lockstep {
+    /// Whether migration is not to be tried, because the VMs would differ
+    fn must_not_migrate(&mut self, effects: &mut Effects) -> Result<bool> {
+        let must_not = self.hint_blocked || self.bad_pages && self.both_broken()?;
+        if must_not {
+            effects.name(Difference::ResumeAfterMigration);
+        }
+        Ok(must_not)
+    }
+
+    /// Give the devices something to do that takes several turns.
+    fn begin_long_work(&mut self) -> Result<()> {
+        let op = Op::Elem {
+            q: 0,
+            kick: true,
+            mode: Mode::Direct,
+            segs: vec![Seg::Out {
+                addr: LONG_BUFFER.0,
+                len: LONG_BUFFER.1,
+            }],
+        };
+        let mut scripts = [Script::default(), Script::default()];
+        if !self.bad_pages {
+            for (driver, script) in self.driver.iter_mut().zip(&mut scripts) {
+                driver.compile(&op, script);
+            }
+        }
+        self.run_scripts([&scripts[0], &scripts[1]])?;
+        Ok(())
+    }
+
     /// Move the state of each to a new instance of the other.  Returns false if
     /// it stays where it is.
     pub(super) fn migrate(
         &mut self,
+        live: bool,
         list: &mut Vec<String>,
         effects: &mut Effects,
     ) -> Result<bool> {
-        if self.hint_blocked || self.bad_pages && self.both_broken()? {
-            effects.name(Difference::ResumeAfterMigration);
+        if self.must_not_migrate(effects)? {
             return Ok(false);
         }
+        let live = live && self.running();
+        if live {
+            self.begin_long_work()?;
+        }
         for qemu in &mut self.qemu {
-            qemu.qmp(r#"{"execute":"stop"}"#)?;
+            if !live {
+                qemu.qmp(r#"{"execute":"stop"}"#)?;
+            }
             let path = qemu.dir().join("state");
             qemu.qmp(&migrate_command("migrate", &path))?;
+        }
+        for qemu in &mut self.qemu {
             let info = migrated(qemu)?;
             ensure!(info["status"] == "completed", "cannot migrate: {info}");
         }
         self.compare_events(list, effects)?;
 
         let mut args = self.args.clone();
-        args.extend(["-incoming", "defer"].map(String::from));
+        args.extend(["-S", "-incoming", "defer"].map(String::from));
         let mut new = start_both(&self.setup, &args)?;
         let mut results = Vec::new();
         for (dst, src) in new.iter_mut().zip(self.qemu.iter().rev()) {
@@ -75,6 +122,9 @@ impl Lockstep {
             self.qemu = new;
             self.io_threads = io_threads(&mut self.qemu)?;
             effects.migrations += 1;
+            effects.live_migrations += u64::from(live);
+            let [a, b] = self.progress()?;
+            effects.unfinished += u64::from(a != b);
         } else {
             effects.refused += 1;
         }

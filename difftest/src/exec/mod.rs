@@ -10,7 +10,10 @@ mod tolerate;
 use std::path::PathBuf;
 
 use anyhow::{ensure, Context, Result};
-use qtest_client::{mmio::find_balloon, Qemu};
+use qtest_client::{
+    transport::{Reg, Transport},
+    Qemu,
+};
 
 use self::{
     observe::{explain, Observed},
@@ -18,7 +21,7 @@ use self::{
 };
 use crate::{
     differences::Difference,
-    driver::{reg, Driver, Script, PAGE, WINDOW},
+    driver::{Driver, Script, PAGE, WINDOW},
     effects::Effects,
     op::{Config, Op, Seg},
 };
@@ -43,6 +46,8 @@ pub struct Setup {
 pub struct Lockstep {
     setup: Setup,
     args: Vec<String>,
+    /// Of the devices, in QOM
+    path: &'static str,
     qemu: [Qemu; 2],
     driver: [Driver; 2],
     hint_queue: Option<usize>,
@@ -58,16 +63,18 @@ pub struct Lockstep {
     hints: bool,
     /// The I/O threads that work on hints
     io_threads: [u64; 2],
+    /// Where reading the interrupt status clears it: what it would be otherwise
+    isr: [u64; 2],
     last: Observed,
 }
 
-fn offered_features(qemu: &mut Qemu, base: u64) -> Result<u64> {
+fn offered_features(qemu: &mut Qemu, transport: &Transport) -> Result<u64> {
     let mut features = 0;
     for sel in 0..2 {
-        let addr = base + reg::DEVICE_FEATURES_SEL;
-        qemu.send(&format!("writel {addr:#x} {sel}\n"))?;
+        let select = transport.write(Reg::DeviceFeaturesSel, sel);
+        qemu.send(&format!("{select}\n"))?;
         qemu.reply()?;
-        let value = qemu.query(&format!("readl {:#x}", base + reg::DEVICE_FEATURES))?;
+        let value = qemu.query(&transport.read(Reg::DeviceFeatures))?;
         features |= (value & 0xffff_ffff) << (32 * sel);
     }
     Ok(features)
@@ -108,19 +115,22 @@ impl Lockstep {
         let args = cfg.args();
         let mut qemu = start_both(setup, &args)?;
 
-        let base = find_balloon(&mut qemu[0])?;
-        ensure!(find_balloon(&mut qemu[1])? == base, "different addresses");
-        let offered = offered_features(&mut qemu[0], base)?;
+        let transport = Transport::find_balloon(&mut qemu[0], cfg.pci)?;
         ensure!(
-            offered_features(&mut qemu[1], base)? == offered,
+            Transport::find_balloon(&mut qemu[1], cfg.pci)? == transport,
+            "different addresses"
+        );
+        let offered = offered_features(&mut qemu[0], &transport)?;
+        ensure!(
+            offered_features(&mut qemu[1], &transport)? == offered,
             "different features"
         );
 
         let io_threads = io_threads(&mut qemu)?;
-        let num_queues = 3 + u32::from(cfg.free_page_hint) + u32::from(cfg.free_page_reporting);
-        let driver = Driver::new(base, cfg.legacy, num_queues);
+        let driver = Driver::new(transport, cfg.legacy, cfg.num_queues(), offered);
         Ok(Self {
             setup: setup.clone(),
+            path: cfg.device_path(),
             args,
             qemu,
             driver: [driver.clone(), driver],
@@ -131,6 +141,7 @@ impl Lockstep {
             io_threads,
             bad_pages: false,
             migrated: false,
+            isr: [0; 2],
             last: Observed::default(),
         })
     }
@@ -215,12 +226,15 @@ impl Lockstep {
             if let Some(command) = op.qmp_command() {
                 self.run_qmp(command, op, &mut list, effects)?;
             }
-            let moved = *op == Op::Migrate && self.migrate(&mut list, effects)?;
+            let live = *op == Op::MigrateLive;
+            let moved = (live || *op == Op::Migrate) && self.migrate(live, &mut list, effects)?;
             self.migrated |= moved;
             if moved || self.migrated && *op == Op::Cont {
                 effects.name(Difference::ResumeAfterMigration);
                 for (driver, script) in self.driver.iter().zip(&mut scripts) {
-                    for q in 0..driver.num_queues {
+                    // The Rust device has begun with everything but statistics
+                    // already, so that what is wrong with these comes last.
+                    for q in (0..driver.num_queues).filter(|q| *q != 2).chain([2]) {
                         if self.hint_queue != Some(q as usize) {
                             driver.kick(script, q);
                         }
@@ -232,21 +246,24 @@ impl Lockstep {
             for script in &mut scripts {
                 self.observe_script(script, may_discard(op));
             }
-            counts.push((own, scripts[0].count - before));
+            counts.push((own, scripts[0].count - before, self.formats()));
         }
 
         let [replies_a, replies_b] = self.run_scripts([&scripts[0], &scripts[1]])?;
         let mut at = 0;
-        for (i, (op, (own, count))) in ops.iter().zip(counts).enumerate() {
+        for (i, (op, (own, count, formats))) in ops.iter().zip(counts).enumerate() {
             for k in at..at + own {
                 if replies_a[k] != replies_b[k] {
                     let command = scripts[0].text.lines().nth(k).unwrap_or_default();
                     list.push(explain(command, &replies_a[k], &replies_b[k]));
                 }
             }
+            if let Op::Ack { value } = op {
+                self.isr = self.isr.map(|isr| isr & !u64::from(*value));
+            }
             let mut obs = [
-                self.parse(&replies_a[at + own..at + count])?,
-                self.parse(&replies_b[at + own..at + count])?,
+                self.parse(0, &formats, &replies_a[at + own..at + count])?,
+                self.parse(1, &formats, &replies_b[at + own..at + count])?,
             ];
             at += count;
 

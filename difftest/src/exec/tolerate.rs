@@ -6,22 +6,16 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use qtest_client::TIMEOUT;
+use qtest_client::{hex, ring::Format, write_command, TIMEOUT};
 use serde_json::json;
 
-use super::{
-    observe::{ring_entries, used_idx, Observed},
-    Lockstep,
-};
+use super::{observe::Observed, Lockstep};
 use crate::{
     differences::Difference,
-    driver::{reg, Script, F_HINT},
+    driver::{Script, F_HINT},
     effects::Effects,
     op::{Mode, Op, Seg},
 };
-
-const QUERY_STATUS: &str = r#"{"execute":"x-query-virtio-status",
-    "arguments":{"path":"/machine/peripheral/balloon"}}"#;
 
 /// Whether the element is for inflating or deflating, and may break the device
 pub(super) fn is_bad_page_element(op: &Op) -> bool {
@@ -37,7 +31,7 @@ pub(super) fn is_bad_page_element(op: &Op) -> bool {
 pub(super) fn may_discard(op: &Op) -> bool {
     match op {
         Op::Elem { q, kick: true, .. } => *q != 1 && *q != 2,
-        Op::Kick { .. } | Op::Migrate => true,
+        Op::Kick { .. } | Op::Migrate | Op::MigrateLive => true,
         _ => false,
     }
 }
@@ -95,7 +89,7 @@ impl Lockstep {
         }
         if let Some(q) = self.hint_queue {
             if obs[0].used[q] != obs[1].used[q]
-                && ring_entries(&obs[0].used[q]) == ring_entries(&obs[1].used[q])
+                && obs[0].used[q].entries() == obs[1].used[q].entries()
             {
                 effects.name(Difference::HintNotification);
             }
@@ -137,7 +131,7 @@ impl Lockstep {
             for q in (0..self.driver[0].num_queues).filter(|q| *q != 2) {
                 let command = json!({
                     "execute": "x-query-virtio-queue-status",
-                    "arguments": {"path": "/machine/peripheral/balloon", "queue": q},
+                    "arguments": {"path": self.path, "queue": q},
                 });
                 let answer = qemu.qmp(&command.to_string())?;
                 // There is nothing to tell of a queue that is not set up.
@@ -154,7 +148,7 @@ impl Lockstep {
         obs: &mut [Observed; 2],
         effects: &mut Effects,
     ) -> Result<bool> {
-        let late = |q: &usize| used_idx(&obs[0].used[*q]) != used_idx(&obs[1].used[*q]);
+        let late = |q: &usize| obs[0].used[*q].entries() != obs[1].used[*q].entries();
         if !(0..obs[0].used.len()).any(|q| q != 2 && late(&q)) {
             return Ok(false);
         }
@@ -191,9 +185,9 @@ impl Lockstep {
     /// Acknowledge the interrupt for used elements.
     pub(super) fn acknowledge(&mut self, obs: &mut [Observed; 2]) -> Result<()> {
         let mut ack = Script::default();
-        let addr = self.driver[0].base + reg::INTERRUPT_ACK;
-        ack.push(format_args!("writel {addr:#x} 1"));
+        self.driver[0].acknowledge(&mut ack, 1);
         self.run_scripts([&ack, &ack])?;
+        self.isr = self.isr.map(|isr| isr & !1);
         for each in obs {
             each.isr &= !1;
         }
@@ -214,14 +208,13 @@ impl Lockstep {
             }
             effects.name(Difference::ErrorInBatch);
             // From here on they are the same
-            let hex = a.trim_start_matches("OK ").to_owned();
-            let mut script = Script::default();
-            script.push(format_args!(
-                "write {:#x} {} {hex}",
-                self.driver[1].queues[q].used,
-                (hex.len() - 2) / 2
-            ));
-            self.qemu[1].send(&script.text)?;
+            let ring = &self.driver[1].queues[q].ring;
+            let addr = match ring.format {
+                Format::Split => ring.used,
+                Format::Packed => ring.desc,
+            };
+            let command = write_command(addr, &hex::decode(&a.area)?);
+            self.qemu[1].send(&format!("{command}\n"))?;
             self.qemu[1].reply()?;
             obs[1].used[q] = obs[0].used[q].clone();
         }
@@ -232,7 +225,11 @@ impl Lockstep {
     pub(super) fn broken_devices(&mut self) -> Result<[bool; 2]> {
         let mut broken = [false; 2];
         for (qemu, flag) in self.qemu.iter_mut().zip(&mut broken) {
-            *flag = qemu.qmp(QUERY_STATUS)?["return"]["broken"] == true;
+            let command = json!({
+                "execute": "x-query-virtio-status",
+                "arguments": {"path": self.path},
+            });
+            *flag = qemu.qmp(&command.to_string())?["return"]["broken"] == true;
         }
         Ok(broken)
     }

@@ -10,9 +10,17 @@ use qtest_client::rng::Rng;
 
 use crate::{
     differences::{Difference, Uses},
-    driver::{F_EVENT_IDX, F_NOTIFY_ON_EMPTY},
+    driver::{F_EVENT_IDX, F_NOTIFY_ON_EMPTY, F_RING_RESET},
     op::{Config, Op},
 };
+
+/// What the user has chosen; everything else is up to the generator.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wanted {
+    pub packed: Option<bool>,
+    pub pci: Option<bool>,
+    pub in_order: bool,
+}
 
 /// The generator
 #[derive(Debug)]
@@ -27,6 +35,8 @@ pub struct Generator<'a> {
     /// something that is not RAM
     foreign: bool,
     initialized: bool,
+    /// The driver has set `DRIVER_OK`
+    ready: bool,
     running: bool,
     stopped_for: u32,
     /// The VM was stopped when it was migrated, and did not run since
@@ -46,6 +56,7 @@ impl<'a> Generator<'a> {
             broken: false,
             foreign: false,
             initialized: false,
+            ready: false,
             running: true,
             stopped_for: 0,
             arrived_stopped: false,
@@ -53,13 +64,25 @@ impl<'a> Generator<'a> {
         }
     }
 
-    /// Options for QEMU
-    pub fn config(&mut self) -> Config {
-        let mut flags = [false; 5];
-        for (flag, percent) in flags.iter_mut().zip([30, 50, 50, 60, 60]) {
-            *flag = self.rng.percent(percent);
-        }
-        Config::from_flags(flags)
+    /// Options for QEMU; `n` is how often it was started before
+    pub fn config(&mut self, wanted: &Wanted, n: u64) -> Config {
+        let mut flag = |percent| self.rng.percent(percent);
+        let mut cfg = Config {
+            legacy: flag(50),
+            deflate_on_oom: flag(50),
+            free_page_hint: flag(50),
+            page_poison: flag(60),
+            free_page_reporting: flag(60),
+            packed: wanted.packed.unwrap_or(n % 2 == 1),
+            in_order: flag(50) || wanted.in_order,
+            pci: wanted.pci.unwrap_or(n / 2 % 2 == 1),
+            i440fx: flag(50),
+        };
+        // The legacy interface has neither.
+        cfg.legacy &= !(cfg.pci || cfg.packed || wanted.in_order);
+        cfg.in_order &= !cfg.legacy;
+        cfg.i440fx &= cfg.pci;
+        cfg
     }
 
     /// Start an episode.
@@ -88,7 +111,7 @@ impl<'a> Generator<'a> {
     }
 
     fn num_queues(&self) -> u64 {
-        3 + u64::from(self.cfg.free_page_hint) + u64::from(self.cfg.free_page_reporting)
+        self.cfg.num_queues().into()
     }
 
     fn hint_queue(&self) -> Option<u32> {
@@ -137,9 +160,13 @@ impl<'a> Generator<'a> {
                 off: self.register(),
                 width: self.rng.pick(&[4, 4, 4, 1, 2, 8]),
             },
-            585..=586 => {
+            585 => {
                 self.arrived_stopped |= !running;
                 Op::Migrate
+            }
+            586 => {
+                self.arrived_stopped |= !running;
+                Op::MigrateLive
             }
             587..=634 => Op::Ack {
                 value: self.rng.pick(&[1, 2, 3, 3, 3, 0, u32::MAX]),
@@ -200,6 +227,9 @@ impl<'a> Generator<'a> {
                     self.features &= u64::from(value) | !u64::from(u32::MAX);
                 }
                 Op::Features { sel, value }
+            }
+            955..=964 if self.features & F_RING_RESET != 0 && self.rng.percent(50) => {
+                self.queue_reset()
             }
             955..=964 => self.queue(),
             965..=969 => self.queue_at(),

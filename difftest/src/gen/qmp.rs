@@ -57,14 +57,15 @@ impl Generator<'_> {
                         .pick(&[json!(true), json!(false), json!(1), json!("/objects/io0")]);
                 set(name, value)
             }
-            17 => json!({"execute": "x-query-virtio-status", "arguments": {"path": PATH}}),
+            17 => json!({"execute": "x-query-virtio-status",
+                         "arguments": {"path": self.cfg.device_path()}}),
             18 => {
                 let q = self.queue_index();
                 // What the hint queue looks like depends on how far the I/O
                 // thread is.
                 let q = if Some(q) == self.hint_queue() { 7 } else { q };
                 json!({"execute": "x-query-virtio-queue-status",
-                       "arguments": {"path": PATH, "queue": q}})
+                       "arguments": {"path": self.cfg.device_path(), "queue": q}})
             }
             _ => json!({"execute": self.rng.pick(&["query-status", "query-memory-size-summary"])}),
         };
@@ -82,6 +83,8 @@ impl Generator<'_> {
             "iothread",
             "hotplugged",
             "indirect_desc",
+            "packed",
+            "in_order",
             "no-such-property",
         ])
     }

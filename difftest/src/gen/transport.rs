@@ -2,9 +2,15 @@
 
 //! Features, queues, registers and the configuration space
 
+use qtest_client::pci;
+
 use super::Generator;
 use crate::{
-    driver::{reg, F_EVENT_IDX, F_VERSION_1, PAGE, RAM_SIZE},
+    differences::Difference,
+    driver::{
+        reg, F_ACCESS_PLATFORM, F_EVENT_IDX, F_HINT, F_PACKED, F_VERSION_1, PAGE, RAM_SIZE,
+        S_DRIVER_OK,
+    },
     op::Op,
 };
 
@@ -13,7 +19,7 @@ impl Generator<'_> {
         let mut features = self.offered;
         match self.rng.below(10) {
             0..=4 => {
-                for bit in [0, 1, 2, 3, 4, 5, 24, 27, 28, 29, 40] {
+                for bit in [0, 1, 2, 3, 4, 5, 24, 27, 28, 29, 35, 40] {
                     if self.rng.percent(25) {
                         features &= !(1 << bit);
                     }
@@ -32,9 +38,15 @@ impl Generator<'_> {
         if self.cfg.legacy {
             features &= 0xffff_ffff;
         }
-        // Rings of another format, and addresses that need translation, are
-        // not offered; and that is all that there is to compare.
-        features & !(1 << 33 | 1 << 34)
+        // Addresses that need translation are not offered; and that is all
+        // that there is to compare.
+        features &= !F_ACCESS_PLATFORM;
+        if self.cfg.packed && self.rng.percent(90) {
+            features |= F_PACKED;
+        } else {
+            features &= !F_PACKED;
+        }
+        features
     }
 
     pub(super) fn init(&mut self) -> Op {
@@ -43,6 +55,7 @@ impl Generator<'_> {
         self.broken = false;
         self.foreign = false;
         self.initialized = true;
+        self.ready = true;
         Op::Init {
             features,
             size: self.rng.pick(&[4, 8, 16, 16, 32]),
@@ -66,13 +79,17 @@ impl Generator<'_> {
     }
 
     pub(super) fn status(&mut self) -> Op {
-        let value = self.rng.pick(&[
+        let mut value = self.rng.pick(&[
             0, 1, 2, 3, 4, 7, 8, 0xb, 0xc, 0xf, 0xf, 0xf, 0x80, 0x8f, 0x4f, 0x40, 0xff,
         ]);
         if value == 0 {
             self.features = 0;
             self.initialized = false;
+        } else if value & S_DRIVER_OK == 0 && !self.running && self.features & F_HINT != 0 {
+            self.avoid(Difference::HintDriverNotReady);
+            value |= S_DRIVER_OK;
         }
+        self.ready = value & S_DRIVER_OK != 0;
         Op::Status { value }
     }
 
@@ -86,6 +103,18 @@ impl Generator<'_> {
             return Op::Queue { q: 0, size: 16 };
         }
         Op::Queue { q, size }
+    }
+
+    pub(super) fn queue_reset(&mut self) -> Op {
+        let mut q = self.rng.below(self.num_queues()) as u32;
+        if q == 2 || self.hint_queue() == Some(q) {
+            self.avoid(Difference::QueueReset);
+            q = 0;
+        }
+        Op::QueueReset {
+            q,
+            size: self.rng.pick(&[0, 2, 4, 8, 16, 32]),
+        }
     }
 
     pub(super) fn queue_at(&mut self) -> Op {
@@ -124,6 +153,7 @@ impl Generator<'_> {
             }
         }
         self.broken = true;
+        self.ready = true;
         Op::QueueAt {
             q,
             size: self.rng.pick(&[1, 2, 8, 16]),
@@ -134,6 +164,20 @@ impl Generator<'_> {
     }
 
     pub(super) fn register(&mut self) -> u64 {
+        if self.cfg.pci {
+            return self.rng.pick(&[
+                pci::DEVICE_FEATURE,
+                pci::DRIVER_FEATURE,
+                pci::NUM_QUEUES,
+                pci::DEVICE_STATUS,
+                pci::CONFIG_GENERATION,
+                pci::QUEUE_SELECT,
+                pci::QUEUE_SIZE,
+                pci::QUEUE_ENABLE,
+                pci::QUEUE_NOTIFY_OFF,
+                pci::QUEUE_RESET,
+            ]);
+        }
         self.rng.pick(&[
             reg::MAGIC,
             0x04,

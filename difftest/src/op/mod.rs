@@ -105,6 +105,8 @@ pub enum Op {
         avail: u64,
         used: u64,
     },
+    /// Reset a queue, and set it up again, unless the size is 0
+    QueueReset { q: u32, size: u32 },
     /// Write `QUEUE_READY`
     Ready { q: u32, value: u32 },
     /// Make an element available
@@ -138,8 +140,10 @@ pub enum Op {
     Cont,
     /// Reset the machine
     SystemReset,
-    /// Each VM moves to the other's implementation.
+    /// Each VM moves to the other's implementation; it is stopped for that.
     Migrate,
+    /// The same, but if it runs, it does not stop before the end.
+    MigrateLive,
     /// Advance the clock
     Clock { ns: u64 },
     /// Compare all of the memory that is used
@@ -179,6 +183,7 @@ impl Op {
             Self::Kick { value } => format!("kick {}", queue(*value)),
             Self::Queue { q, .. } => format!("queue {}", queue(*q)),
             Self::QueueAt { q, .. } => format!("queue-at {}", queue(*q)),
+            Self::QueueReset { q, .. } => format!("queue-reset {}", queue(*q)),
             Self::CfgWrite { width, .. } => format!("cfg-write {}", width * 8),
             Self::CfgRead { width, .. } => format!("cfg-read {}", width * 8),
             Self::Qmp { command } => {
@@ -210,6 +215,6 @@ impl Op {
 
     /// Whether QMP is used
     pub fn uses_qmp(&self) -> bool {
-        self.qmp_command().is_some() || *self == Self::Migrate
+        self.qmp_command().is_some() || matches!(self, Self::Migrate | Self::MigrateLive)
     }
 }

@@ -3,14 +3,14 @@
 use qtest_client::rng::Rng;
 
 use super::*;
-use crate::gen::Generator;
+use crate::gen::{Generator, Wanted};
 
 #[test]
 fn roundtrip() {
     for seed in 0..20 {
         let mut rng = Rng::new(seed);
         let mut gen = Generator::new(&mut rng);
-        let cfg = gen.config();
+        let cfg = gen.config(&Wanted::default(), seed);
         gen.start(&cfg, u64::MAX >> 20);
         let ops: Vec<_> = (0..500).map(|_| gen.op(false, true)).collect();
         let text = to_text(&cfg, &ops);

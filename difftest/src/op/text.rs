@@ -98,6 +98,8 @@ impl Display for Op {
             Self::Cont => f.write_str("cont"),
             Self::SystemReset => f.write_str("system-reset"),
             Self::Migrate => f.write_str("migrate"),
+            Self::MigrateLive => f.write_str("migrate-live"),
+            Self::QueueReset { q, size } => write!(f, "queue-reset q={q} size={size}"),
             Self::Clock { ns } => write!(f, "clock ns={ns}"),
             Self::Check => f.write_str("check"),
         }
@@ -212,6 +214,11 @@ impl FromStr for Op {
             "cont" => Self::Cont,
             "system-reset" => Self::SystemReset,
             "migrate" => Self::Migrate,
+            "migrate-live" => Self::MigrateLive,
+            "queue-reset" => Self::QueueReset {
+                q: q()?,
+                size: num32("size")?,
+            },
             "clock" => Self::Clock { ns: num("ns")? },
             "check" => Self::Check,
             _ => bail!("no operation {name}"),
@@ -238,7 +245,7 @@ pub fn from_text(text: &str) -> Result<(Config, Vec<Op>)> {
     let (_, first) = lines.next().context("no configuration")?;
     let mut words = first.split_whitespace();
     ensure!(words.next() == Some("config"), "not a configuration");
-    let mut flags = [false; 5];
+    let mut flags = [false; Config::NAMES.len()];
     for word in words {
         let (name, value) = word.split_once('=').context("not name=value")?;
         let i = Config::NAMES
