@@ -16,7 +16,6 @@ pub enum Difference {
     BounceBuffers,
     ErrorInBatch,
     HintCmdId,
-    HintDriverNotReady,
     HintErrorOnResume,
     HintInterrupt,
     HintJump,
@@ -106,13 +105,6 @@ pub const NAMED_DIFFERENCES: &[NamedDifference] = &[
         "hint-cmd-id",
         Treatment::Absent,
         "VMs are stopped before they are migrated, so that nobody asks for hints",
-    ),
-    row(
-        Difference::HintDriverNotReady,
-        "hint-driver-not-ready",
-        Treatment::Avoided,
-        "while the VM is stopped, DRIVER_OK is not cleared if there may be hints, and there are no \
-         hints if it was",
     ),
     row(
         Difference::HintErrorOnResume,

@@ -221,8 +221,6 @@ impl Generator<'_> {
             Some(Difference::HintNotNegotiated)
         } else if self.arrived_stopped {
             Some(Difference::HintOnArrival)
-        } else if !self.running && !self.ready {
-            Some(Difference::HintDriverNotReady)
         } else {
             None
         }

@@ -35,8 +35,6 @@ pub struct Generator<'a> {
     /// something that is not RAM
     foreign: bool,
     initialized: bool,
-    /// The driver has set `DRIVER_OK`
-    ready: bool,
     running: bool,
     stopped_for: u32,
     /// The VM was stopped when it was migrated, and did not run since
@@ -56,7 +54,6 @@ impl<'a> Generator<'a> {
             broken: false,
             foreign: false,
             initialized: false,
-            ready: false,
             running: true,
             stopped_for: 0,
             arrived_stopped: false,

@@ -7,10 +7,7 @@ use qtest_client::pci;
 use super::Generator;
 use crate::{
     differences::Difference,
-    driver::{
-        reg, F_ACCESS_PLATFORM, F_EVENT_IDX, F_HINT, F_PACKED, F_VERSION_1, PAGE, RAM_SIZE,
-        S_DRIVER_OK,
-    },
+    driver::{reg, F_ACCESS_PLATFORM, F_EVENT_IDX, F_PACKED, F_VERSION_1, PAGE, RAM_SIZE},
     op::Op,
 };
 
@@ -55,7 +52,6 @@ impl Generator<'_> {
         self.broken = false;
         self.foreign = false;
         self.initialized = true;
-        self.ready = true;
         Op::Init {
             features,
             size: self.rng.pick(&[4, 8, 16, 16, 32]),
@@ -79,17 +75,13 @@ impl Generator<'_> {
     }
 
     pub(super) fn status(&mut self) -> Op {
-        let mut value = self.rng.pick(&[
+        let value = self.rng.pick(&[
             0, 1, 2, 3, 4, 7, 8, 0xb, 0xc, 0xf, 0xf, 0xf, 0x80, 0x8f, 0x4f, 0x40, 0xff,
         ]);
         if value == 0 {
             self.features = 0;
             self.initialized = false;
-        } else if value & S_DRIVER_OK == 0 && !self.running && self.features & F_HINT != 0 {
-            self.avoid(Difference::HintDriverNotReady);
-            value |= S_DRIVER_OK;
         }
-        self.ready = value & S_DRIVER_OK != 0;
         Op::Status { value }
     }
 
@@ -153,7 +145,6 @@ impl Generator<'_> {
             }
         }
         self.broken = true;
-        self.ready = true;
         Op::QueueAt {
             q,
             size: self.rng.pick(&[1, 2, 8, 16]),
