@@ -76,8 +76,8 @@ fn make_copies(copies: &Copies, out: &Path) -> Result<()> {
             if source == *file {
                 text = replace_once(&text, file, old, new).context(*name)?;
             }
-            for (_, old, new) in copies.replacements.iter().filter(|r| r.0 == source) {
-                text = replace_once(&text, &source, old, new)?;
+            for (_, std, loom) in copies.replacements.iter().filter(|r| r.0 == source) {
+                text = replace_once(&text, &source, std, loom)?;
             }
             // Without its tests, which are for the crate
             let end = text.find("#[cfg(test)]").unwrap_or(text.len());

@@ -128,6 +128,8 @@ impl<E: HintElement> HintExchange<E> {
     /// Change the state, such that hinting is not going on afterwards.  When
     /// this returns, there are no more hints to come that were permitted by the
     /// previous state.
+    // The lint does not see that wait() consumes the guard.
+    #[allow(clippy::significant_drop_tightening)]
     pub fn update<R>(&self, f: impl FnOnce(&mut Hinting) -> R) -> R {
         let mut inner = self.lock();
         let result = f(&mut inner.state);
@@ -190,6 +192,8 @@ impl<E: HintElement> HintExchange<E> {
 
     /// Take all elements from the I/O thread: those that it is done with, and
     /// those that it did not begin with.
+    // The lint does not see that wait() consumes the guard.
+    #[allow(clippy::significant_drop_tightening)]
     fn take_all(&self) -> (Vec<Processed<E>>, VecDeque<E>) {
         let mut inner = self.lock();
         // It must not begin with another one
