@@ -116,7 +116,7 @@ pub const NAMED_DIFFERENCES: &[NamedDifference] = &[
         Difference::HintInterrupt,
         "hint-interrupt",
         Treatment::Tolerated,
-        "if, after work for the queue for hints was pending, bit 0 of the ISR is set by the C \
+        "if, after work for the queue for hints was pending, bit 0 of the ISR is set by one \
          device only, it is acknowledged",
     ),
     row(

@@ -82,8 +82,9 @@ impl Lockstep {
         effects: &mut Effects,
     ) -> Result<()> {
         *obs = self.observe_idle(window)?;
-        if obs[0].isr == obs[1].isr | 1 && obs[0].isr != obs[1].isr && self.compare(obs).len() == 1
-        {
+        // By the Rust device only if the C device has sent its first one for
+        // nothing, and event indexes make it wait for others then.
+        if obs[0].isr ^ obs[1].isr == 1 && self.compare(obs).len() == 1 {
             effects.name(Difference::HintInterrupt);
             self.acknowledge(obs)?;
         }
