@@ -151,15 +151,17 @@ impl VirtIOBalloon {
     }
 
     fn realize(&self, queues: &mut VirtioRealize<'_, Self>) -> Result<()> {
-        let hint = self.offers(VIRTIO_BALLOON_F_FREE_PAGE_HINT);
-        ensure!(
-            !hint || self.iothread.is_set(),
-            "'free-page-hint' requires 'iothread' to be set"
-        );
         ensure!(
             BalloonHandler::register(self, field!(Self, handler)).is_ok(),
             "Only one balloon device is supported"
         );
+        let hint = self.offers(VIRTIO_BALLOON_F_FREE_PAGE_HINT);
+        if hint && !self.iothread.is_set() {
+            self.handler.unregister();
+            return Err(util::Error::msg(
+                "'free-page-hint' requires 'iothread' to be set",
+            ));
+        }
 
         let inflate = queues.add_queue(QUEUE_SIZE, &Self::handle_inflate);
         self.inflate.realize(self, inflate);
