@@ -101,23 +101,22 @@ class VirtioBalloonOom(BalloonGuestTest):
         self.wait_for(lambda: self.host_property('guest-stats')['last-update']
                       >= first + 2, 'more statistics')
 
-    def rss(self):
-        '''Resident memory of QEMU in bytes'''
-        with open(f'/proc/{self.vm.get_pid()}/smaps_rollup',
-                  encoding='ascii') as smaps:
-            for line in smaps:
-                if line.startswith('Rss:'):
+    def qemu_memory(self, file, field):
+        '''What the kernel tells of QEMU's memory, in bytes'''
+        with open(f'/proc/{self.vm.get_pid()}/{file}',
+                  encoding='ascii') as lines:
+            for line in lines:
+                if line.startswith(field):
                     return int(line.split()[1]) * 1024
         return 0
 
+    def rss(self):
+        '''Resident memory of QEMU in bytes'''
+        return self.qemu_memory('smaps_rollup', 'Rss:')
+
     def peak(self):
         '''The largest resident memory that QEMU has had, in bytes'''
-        with open(f'/proc/{self.vm.get_pid()}/status',
-                  encoding='ascii') as status:
-            for line in status:
-                if line.startswith('VmHWM:'):
-                    return int(line.split()[1]) * 1024
-        return 0
+        return self.qemu_memory('status', 'VmHWM:')
 
     def test_inflate_gives_memory_back(self):
         '''What the guest has used returns to the host with the balloon.'''
