@@ -30,14 +30,15 @@ impl Budget {
     /// * 4096 buffers: four elements of the largest size.
     /// * 32,768 PFNs: as many as Linux can put into a queue (128 elements of
     ///   256).
-    /// * 1024 ranges: as many as Linux discards in one system call.
+    /// * 512 ranges: single pages of a shared file take 4 to 8 us each, and the
+    ///   monitor needs several iterations of the main loop to answer.
     /// * 16 MiB.
     ///
     /// docs/performance.md has what the most expensive turn costs.
     pub const TURN: Self = Self {
         buffers: 4096,
         pfns: 128 * 256,
-        ranges: 1024,
+        ranges: 512,
         bytes: 16 << 20,
     };
 
@@ -92,8 +93,8 @@ mod tests {
         assert_eq!(spent(&|b| b.charge_bytes((16 << 20) - 1)), (false, false));
         assert_eq!(spent(&|b| b.charge_bytes(u64::MAX)), (true, true));
         let ranges = |n| spent(&|b| (0..n).for_each(|_| b.charge_range()));
-        assert_eq!(ranges(1023), (false, false));
-        assert_eq!(ranges(1024), (true, true));
-        assert_eq!(ranges(1025), (true, true));
+        assert_eq!(ranges(511), (false, false));
+        assert_eq!(ranges(512), (true, true));
+        assert_eq!(ranges(513), (true, true));
     }
 }
