@@ -208,6 +208,7 @@ impl<W: Default> World<W> {
                 pfns,
                 ranges,
                 bytes: pages * PAGE,
+                align: PAGE,
             },
             capacity: s.capacity,
             page_size: s.page_size,

@@ -176,6 +176,7 @@ impl ReportHost for Reports {
         elem.request.buffers[buffer].map(|pages| ReportedRange {
             len: pages * page_size,
             page_size,
+            private: false,
         })
     }
 

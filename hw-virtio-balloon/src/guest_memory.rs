@@ -207,10 +207,15 @@ impl<'a> DiscardBatch<'a> {
             return tally;
         };
         let first = section_offset + (start - section.address());
+        let private = block.is_private_anonymous();
         let ranges = &mut self.ranges;
         let mut push = |offset, length| {
             ranges.push(RAMBlockRange { offset, length });
-            budget.charge_bytes(length);
+            if private {
+                budget.charge_private(length);
+            } else {
+                budget.charge_bytes(length);
+            }
         };
 
         match self.direction {
@@ -227,7 +232,7 @@ impl<'a> DiscardBatch<'a> {
                     .with_host_pages(&block, |known| known.remove(first, len));
                 // There is nothing to be read ahead for memory that was
                 // discarded, unless it has a file behind it.
-                if !block.is_private_anonymous() {
+                if !private {
                     push(first, len);
                 }
             }

@@ -64,8 +64,11 @@ impl ReportHost for PartHost<'_, Reporting> {
             .checked_add(len)
             .is_some_and(|end| end <= block.used_length());
         // Ignore parts of host pages, and what exceeds the block.
-        (in_block && (offset | len) & (page_size - 1) == 0)
-            .then_some(ReportedRange { len, page_size })
+        (in_block && (offset | len) & (page_size - 1) == 0).then_some(ReportedRange {
+            len,
+            page_size,
+            private: block.is_private_anonymous(),
+        })
     }
 
     fn discard(&self, elem: &VirtQueueElement, parts: &[report_work::Part]) {

@@ -22,6 +22,9 @@ pub struct Budget {
     /// Memory to discard, in bytes.  At least one host page is discarded, even
     /// if it is larger than that.
     pub bytes: u64,
+    /// Where to divide memory that is more than what is left, in bytes; a power
+    /// of two
+    pub align: u64,
 }
 
 impl Budget {
@@ -32,7 +35,8 @@ impl Budget {
     ///   256).
     /// * 512 ranges: single pages of a shared file take 4 to 8 us each, and the
     ///   monitor needs several iterations of the main loop to answer.
-    /// * 16 MiB.
+    /// * 16 MiB, or 64 MiB of private anonymous memory; divided where
+    ///   transparent huge pages end.
     ///
     /// docs/performance.md has what the most expensive turn costs.
     pub const TURN: Self = Self {
@@ -40,6 +44,7 @@ impl Budget {
         pfns: 128 * 256,
         ranges: 512,
         bytes: 16 << 20,
+        align: 2 << 20,
     };
 
     /// Whether it is time to yield
@@ -65,6 +70,22 @@ impl Budget {
     /// A range was looked up.
     pub fn charge_range(&mut self) {
         self.ranges = self.ranges.saturating_sub(1);
+    }
+
+    /// The most memory to discard at once, in bytes
+    pub const fn piece(&self) -> u64 {
+        let whole = self.bytes & !(self.align - 1);
+        if whole < self.align {
+            self.align
+        } else {
+            whole
+        }
+    }
+
+    /// Private anonymous memory is going to be discarded, which takes a quarter
+    /// of the time of other memory, or less.
+    pub fn charge_private(&mut self, bytes: u64) {
+        self.charge_bytes(bytes / 4);
     }
 
     /// Memory is going to be discarded.

@@ -155,8 +155,18 @@ impl<E> PageWork<E> {
             }
             // Neither overflows: less than the whole run is done
             let first = run.first + self.done;
-            let pages = (budget.bytes / BALLOON_PAGE_SIZE).clamp(1, u32::MAX.into()) as u32;
-            let last = run.last.min(first.saturating_add(pages - 1));
+            let pages = (budget.piece() / BALLOON_PAGE_SIZE).clamp(1, u32::MAX.into()) as u32;
+            let end = first.saturating_add(pages - 1);
+            // Divide it where a huge page ends, if one does
+            let next = u64::from(end) + 1;
+            let aligned = next - next % (budget.align / BALLOON_PAGE_SIZE).max(1);
+            let end = if aligned > u64::from(first) {
+                // not more than it was
+                (aligned - 1) as u32
+            } else {
+                end
+            };
+            let last = run.last.min(end);
 
             self.tally = self.tally + sink.add(Run { first, last }, budget);
             if last == run.last {
