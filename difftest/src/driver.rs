@@ -59,7 +59,7 @@ pub const F_HINT: u64 = 1 << 3;
 
 const S_ACK: u8 = 1;
 const S_DRIVER: u8 = 2;
-pub const S_DRIVER_OK: u8 = 4;
+const S_DRIVER_OK: u8 = 4;
 const S_FEATURES_OK: u8 = 8;
 
 /// The driver's view of a queue
