@@ -136,25 +136,10 @@ impl FreePageHinting {
         }
     }
 
-    fn request(&self, cx: &dyn Context) {
-        self.shared.exchange.update(Hinting::request);
-        cx.notify_config();
-    }
-
-    fn stop(&self, cx: &dyn Context) {
-        if self.shared.exchange.update(Hinting::stop) {
-            cx.notify_config();
-        }
-    }
-
-    fn done(&self, cx: &dyn Context) {
-        if self.shared.exchange.update(Hinting::done) {
-            cx.notify_config();
-        }
-    }
-
-    fn withdraw(&self, cx: &dyn Context) {
-        if self.shared.exchange.update(Hinting::withdraw) {
+    /// Change the state, and tell the driver if `change` returns that it has to
+    /// be told.
+    fn update(&self, cx: &dyn Context, change: impl FnOnce(&mut Hinting) -> bool) {
+        if self.shared.exchange.update(change) {
             cx.notify_config();
         }
     }
@@ -171,17 +156,21 @@ impl FreePageHinting {
         if !cx.has_feature(VIRTIO_BALLOON_F_FREE_PAGE_HINT) || migrate_postcopy_ram() {
             // A driver can withdraw the feature in a round.  That must not
             // outlast migration, which frees what hints refer to.
-            self.withdraw(cx);
+            self.update(cx, Hinting::withdraw);
             return;
         }
 
         match reason {
-            PrecopyNotifyReason::BeforeBitmapSync => self.stop(cx),
-            PrecopyNotifyReason::AfterBitmapSync if cx.vm_running() => self.request(cx),
+            PrecopyNotifyReason::BeforeBitmapSync => self.update(cx, Hinting::stop),
+            PrecopyNotifyReason::AfterBitmapSync if cx.vm_running() => {
+                self.update(cx, Hinting::request);
+            }
             // Before the device state is migrated, so that the guest reuses the
             // pages as soon as it runs on the destination; likewise if
             // migration has failed or was canceled.
-            PrecopyNotifyReason::AfterBitmapSync | PrecopyNotifyReason::Cleanup => self.done(cx),
+            PrecopyNotifyReason::AfterBitmapSync | PrecopyNotifyReason::Cleanup => {
+                self.update(cx, Hinting::done);
+            }
             PrecopyNotifyReason::Setup | PrecopyNotifyReason::Complete => {}
             PrecopyNotifyReason::Unknown(reason) => {
                 cx.error(&format!("unknown reason {reason} of a precopy notifier"));
@@ -209,9 +198,9 @@ impl Part for FreePageHinting {
         self.deferred.reset();
         self.shared.exchange.drop_all();
         if cx.has_feature(VIRTIO_BALLOON_F_FREE_PAGE_HINT) {
-            self.stop(cx);
+            self.update(cx, Hinting::stop);
         } else {
-            self.withdraw(cx);
+            self.update(cx, Hinting::withdraw);
         }
     }
 

@@ -99,10 +99,12 @@ impl Hinting {
         }
     }
 
-    /// Migration wants hints: begin a new round.
-    pub fn request(&mut self) {
+    /// Migration wants hints: begin a new round.  Returns whether the driver has
+    /// to be told, which is always the case.
+    pub fn request(&mut self) -> bool {
         self.cmd_id = self.cmd_id.checked_add(1).unwrap_or(CMD_ID_MIN);
         self.status = HintStatus::Requested;
+        true
     }
 
     /// Hints are no longer of use.  Returns whether the driver has to be told.
