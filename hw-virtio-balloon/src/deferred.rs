@@ -10,7 +10,7 @@ use common::{field, Field};
 use virtio::prelude::*;
 use virtio_balloon_core::engine::{self, Engine, Host, Queue, Work};
 
-use crate::part::Context;
+use crate::part::{Context, Part};
 
 /// The state of a part that works on a queue; `W` are the elements in flight.
 #[derive(Default)]
@@ -149,5 +149,39 @@ where
         } else {
             engine::vm_stopped(&host);
         }
+    }
+}
+
+/// A part that does nothing but work on its queue, in turns
+pub trait WorksInTurns: QueuePart {}
+
+impl<P: WorksInTurns> Part for P
+where
+    for<'a> P::Work: Work<PartHost<'a, P>>,
+{
+    fn realize(&self, _cx: &dyn Context, queue: u16) {
+        self.deferred().realize(queue);
+    }
+
+    fn unrealize(&self, _cx: &dyn Context) {
+        self.deferred().unrealize();
+    }
+
+    fn reset(&self, _cx: &dyn Context) {
+        self.deferred().reset();
+    }
+
+    fn queue_reset(&self, cx: &dyn Context, queue: u32) {
+        if self.deferred().is_for(queue) {
+            self.reset(cx);
+        }
+    }
+
+    fn vm_state_change(&self, cx: &dyn Context, running: bool) {
+        vm_state_change(self, cx, running);
+    }
+
+    fn post_load(&self, _cx: &dyn Context) {
+        self.deferred().expect();
     }
 }

@@ -12,9 +12,9 @@ use virtio_balloon_core::{
 };
 
 use crate::{
-    deferred::{self, Deferred, PartHost, QueuePart},
+    deferred::{self, Deferred, PartHost, QueuePart, WorksInTurns},
     guest_memory::{is_discard_inhibited, Direction, DiscardBatch},
-    part::{Context, Part},
+    part::Context,
 };
 
 /// The part of the device for one of the two queues
@@ -94,30 +94,4 @@ impl PageHost for PartHost<'_, PageQueue> {
     }
 }
 
-impl Part for PageQueue {
-    fn realize(&self, _cx: &dyn Context, queue: u16) {
-        self.deferred.realize(queue);
-    }
-
-    fn unrealize(&self, _cx: &dyn Context) {
-        self.deferred.unrealize();
-    }
-
-    fn reset(&self, _cx: &dyn Context) {
-        self.deferred.reset();
-    }
-
-    fn queue_reset(&self, cx: &dyn Context, queue: u32) {
-        if self.deferred.is_for(queue) {
-            self.reset(cx);
-        }
-    }
-
-    fn vm_state_change(&self, cx: &dyn Context, running: bool) {
-        deferred::vm_state_change(self, cx, running);
-    }
-
-    fn post_load(&self, _cx: &dyn Context) {
-        self.deferred.expect();
-    }
-}
+impl WorksInTurns for PageQueue {}

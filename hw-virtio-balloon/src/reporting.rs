@@ -10,10 +10,10 @@ use virtio::prelude::*;
 use virtio_balloon_core::report_work::{self, ReportHost, ReportWork, ReportedRange};
 
 use crate::{
-    deferred::{self, Deferred, PartHost, QueuePart},
+    deferred::{self, Deferred, PartHost, QueuePart, WorksInTurns},
     events::trace_virtio_balloon_bad_addr,
     guest_memory::is_discard_inhibited,
-    part::{Context, Part},
+    part::Context,
 };
 
 /// The part of the device for reports
@@ -98,30 +98,4 @@ impl ReportHost for PartHost<'_, Reporting> {
     }
 }
 
-impl Part for Reporting {
-    fn realize(&self, _cx: &dyn Context, queue: u16) {
-        self.deferred.realize(queue);
-    }
-
-    fn unrealize(&self, _cx: &dyn Context) {
-        self.deferred.unrealize();
-    }
-
-    fn reset(&self, _cx: &dyn Context) {
-        self.deferred.reset();
-    }
-
-    fn queue_reset(&self, cx: &dyn Context, queue: u32) {
-        if self.deferred.is_for(queue) {
-            self.reset(cx);
-        }
-    }
-
-    fn vm_state_change(&self, cx: &dyn Context, running: bool) {
-        deferred::vm_state_change(self, cx, running);
-    }
-
-    fn post_load(&self, _cx: &dyn Context) {
-        self.deferred.expect();
-    }
-}
+impl WorksInTurns for Reporting {}
