@@ -101,7 +101,7 @@ impl PageSink for Sink<'_> {
         assert!(run.first <= run.last);
         self.device.0.charge(0, 0, 1, run.pages() * PAGE);
         budget.charge_range();
-        budget.charge_bytes(run.pages() * PAGE);
+        budget.charge_bytes(run.pages() * PAGE, false);
         self.added.push(run);
         Tally {
             ram: run.pages(),

@@ -211,11 +211,7 @@ impl<'a> DiscardBatch<'a> {
         let ranges = &mut self.ranges;
         let mut push = |offset, length| {
             ranges.push(RAMBlockRange { offset, length });
-            if private {
-                budget.charge_private(length);
-            } else {
-                budget.charge_bytes(length);
-            }
+            budget.charge_bytes(length, private);
         };
 
         match self.direction {

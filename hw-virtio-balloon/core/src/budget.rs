@@ -23,7 +23,7 @@ pub struct Budget {
     /// if it is larger than that.
     pub bytes: u64,
     /// Where to divide memory that is more than what is left, in bytes; a power
-    /// of two
+    /// of two, and not less than a balloon page
     pub align: u64,
 }
 
@@ -82,15 +82,11 @@ impl Budget {
         }
     }
 
-    /// Private anonymous memory is going to be discarded, which takes a quarter
-    /// of the time of other memory, or less.
-    pub fn charge_private(&mut self, bytes: u64) {
-        self.charge_bytes(bytes / 4);
-    }
-
-    /// Memory is going to be discarded.
-    pub fn charge_bytes(&mut self, bytes: u64) {
-        self.bytes = self.bytes.saturating_sub(bytes);
+    /// Memory is going to be discarded.  If it is private and anonymous, that
+    /// takes a quarter of the time of other memory, or less.
+    pub fn charge_bytes(&mut self, bytes: u64, private: bool) {
+        let cost = if private { bytes / 4 } else { bytes };
+        self.bytes = self.bytes.saturating_sub(cost);
     }
 }
 
@@ -111,8 +107,11 @@ mod tests {
         assert_eq!(spent(&|b| b.charge_element(usize::MAX)), (true, false));
         assert_eq!(spent(&|b| b.charge_pfns(32767)), (false, false));
         assert_eq!(spent(&|b| b.charge_pfns(usize::MAX)), (true, false));
-        assert_eq!(spent(&|b| b.charge_bytes((16 << 20) - 1)), (false, false));
-        assert_eq!(spent(&|b| b.charge_bytes(u64::MAX)), (true, true));
+        assert_eq!(
+            spent(&|b| b.charge_bytes((16 << 20) - 1, false)),
+            (false, false)
+        );
+        assert_eq!(spent(&|b| b.charge_bytes(u64::MAX, false)), (true, true));
         let ranges = |n| spent(&|b| (0..n).for_each(|_| b.charge_range()));
         assert_eq!(ranges(511), (false, false));
         assert_eq!(ranges(512), (true, true));

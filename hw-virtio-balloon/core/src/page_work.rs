@@ -153,20 +153,17 @@ impl<E> PageWork<E> {
             if budget.is_discard_spent() {
                 break;
             }
-            // Neither overflows: less than the whole run is done
+            // Does not overflow: less than the whole run is done
             let first = run.first + self.done;
-            let pages = (budget.piece() / BALLOON_PAGE_SIZE).clamp(1, u32::MAX.into()) as u32;
-            let end = first.saturating_add(pages - 1);
+            let end = u64::from(first) + budget.piece() / BALLOON_PAGE_SIZE;
             // Divide it where a huge page ends, if one does
-            let next = u64::from(end) + 1;
-            let aligned = next - next % (budget.align / BALLOON_PAGE_SIZE).max(1);
+            let aligned = end - end % (budget.align / BALLOON_PAGE_SIZE);
             let end = if aligned > u64::from(first) {
-                // not more than it was
-                (aligned - 1) as u32
+                aligned
             } else {
                 end
             };
-            let last = run.last.min(end);
+            let last = u32::try_from(end - 1).map_or(run.last, |last| last.min(run.last));
 
             self.tally = self.tally + sink.add(Run { first, last }, budget);
             if last == run.last {

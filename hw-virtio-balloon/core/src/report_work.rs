@@ -91,11 +91,7 @@ impl<E> ReportWork<E> {
             let part = (budget.piece() & !(page_size - 1)).max(page_size).min(left);
 
             budget.charge_range();
-            if private {
-                budget.charge_private(part);
-            } else {
-                budget.charge_bytes(part);
-            }
+            budget.charge_bytes(part, private);
             if part > 0 {
                 parts.push(Part {
                     buffer: self.buffer,
