@@ -175,6 +175,10 @@ struct World<W> {
     page_size: u64,
     running: Cell<bool>,
     scheduled: Cell<bool>,
+    /// Whether this call of the device has scheduled another one
+    left_work: Cell<bool>,
+    /// Iterations of the main loop since the last turn, if that has left work
+    since_turn: Cell<Option<u32>>,
     inhibited: Cell<bool>,
     /// IDs and requests, in the order in which the driver sent them
     available: RefCell<VecDeque<(usize, Rc<Request>)>>,
@@ -214,6 +218,8 @@ impl<W: Default> World<W> {
             page_size: s.page_size,
             running: Cell::new(true),
             scheduled: Cell::new(false),
+            left_work: Cell::new(false),
+            since_turn: Cell::new(None),
             inhibited: Cell::new(false),
             available: RefCell::default(),
             next_id: Cell::new(0),
@@ -311,26 +317,30 @@ where
     fn kick(&self) {
         let w = self.world();
         w.notified.set(w.next_id.get());
-        self.turn();
+        self.called_with(engine::run);
     }
 
-    fn turn(&self) {
+    /// Call the device, and check what it did if that was not from inside.
+    fn called_with(&self, f: fn(&Self)) {
         let w = self.world();
         let outermost = w.depth.get() == 0;
         w.depth.set(w.depth.get() + 1);
         if outermost {
             w.used.set((0, 0, 0, 0));
+            w.left_work.set(false);
         }
-        engine::run(self);
+        f(self);
         w.depth.set(w.depth.get() - 1);
         if outermost {
             self.check_turn();
+            self.check_pause();
         }
     }
 
     fn reset(&self) {
         let w = self.world();
         self.cancel();
+        w.since_turn.set(None);
         w.forget();
         let work = w.engine.borrow_mut().invalidate();
         drop(work);
@@ -374,7 +384,8 @@ where
         // An element has at most 5 buffers here
         assert!(buffers <= w.budget.buffers + 5, "budget for buffers");
         assert!(pfns <= w.budget.pfns, "budget for PFNs");
-        assert!(ranges <= n * w.budget.ranges, "budget for ranges");
+        // Each counts as two
+        assert!(ranges <= n * w.budget.ranges.next_multiple_of(2), "budget for ranges");
         let page = w.page_size * PAGE;
         let limit = n as u64 * w.budget.bytes.next_multiple_of(page);
         assert!(bytes <= limit, "budget for bytes");
@@ -388,6 +399,18 @@ where
         assert_eq!(w.log.alive.get(), in_flight, "kept over a reset");
     }
 
+    /// The monitor gets its turn before the device works again, however often
+    /// the driver kicks.
+    fn check_pause(&self) {
+        let w = self.world();
+        if w.used.get() == (0, 0, 0, 0) {
+            return;
+        }
+        let since = w.since_turn.get();
+        assert!(since.is_none_or(|n| n >= 2), "no pause between turns");
+        w.since_turn.set(w.left_work.get().then_some(0));
+    }
+
     fn cont(&self) {
         if !self.world().running.replace(true) {
             engine::vm_started(self);
@@ -397,6 +420,7 @@ where
     fn stop(&self) {
         let w = self.world();
         if w.running.replace(false) {
+            w.since_turn.set(None);
             w.used.set((0, 0, 0, 0));
             w.depth.set(w.depth.get() + 1);
             engine::vm_stopped(self);
@@ -407,8 +431,10 @@ where
     }
 
     fn main_loop(&self) {
-        if self.world().scheduled.replace(false) {
-            self.turn();
+        let w = self.world();
+        if w.scheduled.replace(false) {
+            w.since_turn.set(w.since_turn.get().map(|n| n + 1));
+            self.called_with(engine::resume);
         }
     }
 

@@ -66,6 +66,7 @@ macro_rules! impl_device {
             fn schedule(&self) {
                 assert!(self.0.running.get());
                 self.0.scheduled.set(true);
+                self.0.left_work.set(true);
             }
             fn cancel(&self) {
                 self.0.scheduled.set(false);
@@ -99,9 +100,8 @@ struct Sink<'a> {
 impl PageSink for Sink<'_> {
     fn add(&mut self, run: Run, budget: &mut Budget) -> Tally {
         assert!(run.first <= run.last);
-        self.device.0.charge(0, 0, 1, run.pages() * PAGE);
-        budget.charge_range();
-        budget.charge_bytes(run.pages() * PAGE, false);
+        self.device.0.charge(0, 0, 2, run.pages() * PAGE);
+        budget.charge_range(run.pages() * PAGE, false);
         self.added.push(run);
         Tally {
             ram: run.pages(),
@@ -172,11 +172,11 @@ impl ReportHost for Reports {
 
     fn range(&self, elem: &Element, buffer: usize) -> Option<ReportedRange> {
         let page_size = self.0.page_size * PAGE;
-        self.0.charge(0, 0, 1, 0);
+        self.0.charge(0, 0, 2, 0);
         elem.request.buffers[buffer].map(|pages| ReportedRange {
             len: pages * page_size,
             page_size,
-            private: false,
+            cheap: false,
         })
     }
 

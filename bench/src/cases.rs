@@ -58,6 +58,10 @@ pub const BACKINGS: [Backing; 4] = [
 /// In which order the driver sends the PFNs
 pub const ORDERS: [&str; 4] = ["descending", "ascending", "runs", "random"];
 
+/// In which order they are in a hostile element: as many ranges as possible, or
+/// as much memory as possible
+pub const HOSTILE: [&str; 2] = ["random", "ascending"];
+
 /// The smallest acceptable ratio of C to Rust
 pub fn target(case: &str) -> Option<f64> {
     Some(match case {

@@ -10,15 +10,15 @@ mod measure;
 mod report;
 mod ring;
 
-use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use anyhow::Result;
 use clap::Parser;
 
 use crate::{
-    cases::BACKINGS,
+    cases::{BACKINGS, HOSTILE},
     measure::{bench_reporting, bench_rings, hugetlb, monitor_latency},
-    report::{chart, table, Report, Rows},
+    report::{chart, table, Latency, Report, Rows},
 };
 
 #[derive(Parser)]
@@ -60,29 +60,28 @@ fn main() -> Result<()> {
     }
     println!("{}", table(&rows));
 
-    let mut latency = BTreeMap::new();
-    for backing in BACKINGS {
-        let name = format!("latency {}", backing.name);
+    let mut latencies = BTreeMap::new();
+    for (backing, order) in BACKINGS
+        .iter()
+        .flat_map(|b| HOSTILE.map(|order| (*b, order)))
+    {
+        let name = format!("latency {} {order}", backing.name);
         if !name.contains(&cli.only) {
             continue;
         }
         let ms = |binary| {
-            let worst = (0..cli.reps).map(|_| monitor_latency(binary, backing));
-            let worst: Result<Vec<Duration>> = worst.collect();
-            let worst = worst?.into_iter().max().unwrap_or_default();
-            Ok::<_, anyhow::Error>(worst.as_secs_f64() * 1000.0)
+            let latency = monitor_latency(binary, backing, order)?;
+            Ok::<_, anyhow::Error>(latency.as_secs_f64() * 1000.0)
         };
         // One that does not answer at all need not be asked again
-        let measured = monitor_latency(&cli.a, backing)
-            .and_then(|c| Ok([c.as_secs_f64() * 1000.0, ms(&cli.b)?]));
+        let measured = ms(&cli.a).and_then(|c| {
+            let rust: Result<Vec<_>> = (0..cli.reps).map(|_| ms(&cli.b)).collect();
+            Ok(Latency { c, rust: rust? })
+        });
         match measured {
-            Ok([c, rust]) => {
-                println!(
-                    "worst latency of the monitor, hostile element, {}: C {c:.0} ms (or more, if \
-                     10 s), Rust {rust:.1} ms (target: 20)",
-                    backing.name
-                );
-                latency.insert(backing.name, [c, rust]);
+            Ok(latency) => {
+                println!("{name}: {latency}");
+                latencies.insert(name, latency);
             }
             Err(err) => println!("{name}: not measured: {err:#}"),
         }
@@ -100,7 +99,7 @@ fn main() -> Result<()> {
     let report = Report {
         repetitions: cli.reps,
         ns_per_page: &rows,
-        worst_monitor_latency: latency,
+        worst_monitor_latency_ms: latencies,
         huge_pages_freed: huge,
     };
     if let Some(path) = &cli.json {

@@ -117,10 +117,10 @@ pub fn bench_reporting(cli: &Cli, rows: &mut Rows) -> Result<()> {
 }
 
 /// How long the monitor does not answer while a hostile element is worked on:
-/// 128 descriptors of 64 MiB of valid PFNs in random order, for one kind of
-/// memory.  It is as long as the most expensive turn, and what the monitor itself
-/// takes.
-pub fn monitor_latency(binary: &Path, backing: Backing) -> Result<Duration> {
+/// 128 descriptors of 64 MiB of valid PFNs, in random or in ascending order, for
+/// one kind of memory.  It is as long as the most expensive turn, and what the
+/// monitor itself takes.
+pub fn monitor_latency(binary: &Path, backing: Backing, order: &str) -> Result<Duration> {
     if backing.name == "hugetlb" {
         ensure!(
             free_huge_pages()? >= 256,
@@ -133,7 +133,11 @@ pub fn monitor_latency(binary: &Path, backing: Backing) -> Result<Duration> {
     let first = REGION / PAGE;
     let pages = REGION_SIZE / PAGE;
     let part: Vec<u8> = (0..1 << 18)
-        .flat_map(|_| ((first + rng.below(pages)) as u32).to_le_bytes())
+        .map(|i| match order {
+            "random" => rng.below(pages),
+            _ => i % pages,
+        })
+        .flat_map(|page| ((first + page) as u32).to_le_bytes())
         .collect();
     let buffer = REGION + REGION_SIZE;
     for i in 0..64 {

@@ -2,7 +2,11 @@
 
 //! The results, as a table, JSON and a chart
 
-use std::{collections::BTreeMap, fmt::Write as _, path::Path};
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Write as _},
+    path::Path,
+};
 
 use anyhow::Result;
 use plotters::prelude::*;
@@ -40,13 +44,33 @@ fn spread(values: &[f64]) -> f64 {
     50.0 * (max - min) / median(values)
 }
 
+/// For how long the monitor did not answer, in milliseconds
+#[derive(Serialize)]
+pub struct Latency {
+    /// Once
+    pub c: f64,
+    /// In each repetition
+    pub rust: Vec<f64>,
+}
+
+impl fmt::Display for Latency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let worst = self.rust.iter().copied().fold(0.0, f64::max);
+        write!(
+            f,
+            "C {:.0} ms (or more, if 10 s); Rust median {:.1} ms, worst {worst:.1} ms (target: 20)",
+            self.c,
+            median(&self.rust)
+        )
+    }
+}
+
 /// What `--json` has
 #[derive(Serialize)]
 pub struct Report<'a> {
     pub repetitions: usize,
     pub ns_per_page: &'a Rows,
-    /// Milliseconds for each kind of memory; C, Rust
-    pub worst_monitor_latency: BTreeMap<&'static str, [f64; 2]>,
+    pub worst_monitor_latency_ms: BTreeMap<String, Latency>,
     /// Of 512; C, Rust
     pub huge_pages_freed: Option<[u64; 2]>,
 }

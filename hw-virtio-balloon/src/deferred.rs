@@ -125,8 +125,7 @@ impl<W: Default> Deferred<W> {
     }
 }
 
-/// Work on the queue of a part: the driver has notified it, or the bottom half
-/// runs.
+/// The driver has notified the queue of a part.
 pub fn run<'a, P>(part: &'a P, cx: &'a dyn Context)
 where
     P: QueuePart,
@@ -134,6 +133,17 @@ where
 {
     if let Some(host) = PartHost::new(part, cx) {
         engine::run(&host);
+    }
+}
+
+/// The bottom half of a part runs.
+pub fn resume<'a, P>(part: &'a P, cx: &'a dyn Context)
+where
+    P: QueuePart,
+    P::Work: Work<PartHost<'a, P>>,
+{
+    if let Some(host) = PartHost::new(part, cx) {
+        engine::resume(&host);
     }
 }
 

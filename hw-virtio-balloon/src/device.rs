@@ -29,6 +29,7 @@ use virtio_balloon_core::{
 
 use self::vmstate::{Registers, VMSTATE_BALLOON};
 use crate::{
+    deferred,
     events::{
         trace_virtio_balloon_get_config, trace_virtio_balloon_set_config,
         trace_virtio_balloon_to_target,
@@ -197,17 +198,27 @@ impl VirtIOBalloon {
         }
 
         let inflate = field!(Self, inflate).then(PageQueue::BH);
-        BottomHalf::init(self, inflate, c"virtio-balloon-inflate", Self::run_inflate);
+        BottomHalf::init(
+            self,
+            inflate,
+            c"virtio-balloon-inflate",
+            Self::resume_inflate,
+        );
         let deflate = field!(Self, deflate).then(PageQueue::BH);
-        BottomHalf::init(self, deflate, c"virtio-balloon-deflate", Self::run_deflate);
+        BottomHalf::init(
+            self,
+            deflate,
+            c"virtio-balloon-deflate",
+            Self::resume_deflate,
+        );
         let hinting = field!(Self, hinting).then(FreePageHinting::BH);
-        BottomHalf::init(self, hinting, c"virtio-balloon-hints", Self::run_hints);
+        BottomHalf::init(self, hinting, c"virtio-balloon-hints", Self::resume_hints);
         let reporting = field!(Self, reporting).then(Reporting::BH);
         BottomHalf::init(
             self,
             reporting,
             c"virtio-balloon-reports",
-            Self::run_reports,
+            Self::resume_reports,
         );
     }
 
@@ -239,20 +250,20 @@ impl VirtIOBalloon {
         self.reporting.run(self);
     }
 
-    fn run_inflate(&self) {
-        self.inflate.run(self);
+    fn resume_inflate(&self) {
+        deferred::resume(&self.inflate, self);
     }
 
-    fn run_deflate(&self) {
-        self.deflate.run(self);
+    fn resume_deflate(&self) {
+        deferred::resume(&self.deflate, self);
     }
 
-    fn run_hints(&self) {
-        self.hinting.run(self);
+    fn resume_hints(&self) {
+        deferred::resume(&self.hinting, self);
     }
 
-    fn run_reports(&self) {
-        self.reporting.run(self);
+    fn resume_reports(&self) {
+        deferred::resume(&self.reporting, self);
     }
 
     fn poll_stats(&self) {

@@ -32,6 +32,12 @@ pub fn is_discard_inhibited() -> bool {
         || migration_in_bg_snapshot()
 }
 
+/// Whether it does not take the host long to discard memory, see
+/// [`Budget::charge_range`]
+pub fn is_cheap_to_discard(block: &RamBlock<'_>) -> bool {
+    block.is_private_anonymous() || block.page_size() > BALLOON_PAGE_SIZE
+}
+
 /// Which way pages go
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
@@ -207,11 +213,11 @@ impl<'a> DiscardBatch<'a> {
             return tally;
         };
         let first = section_offset + (start - section.address());
-        let private = block.is_private_anonymous();
+        let cheap = is_cheap_to_discard(&block);
         let ranges = &mut self.ranges;
         let mut push = |offset, length| {
             ranges.push(RAMBlockRange { offset, length });
-            budget.charge_bytes(length, private);
+            budget.charge_range(length, cheap);
         };
 
         match self.direction {
@@ -228,7 +234,7 @@ impl<'a> DiscardBatch<'a> {
                     .with_host_pages(&block, |known| known.remove(first, len));
                 // There is nothing to be read ahead for memory that was
                 // discarded, unless it has a file behind it.
-                if !private {
+                if !block.is_private_anonymous() {
                     push(first, len);
                 }
             }
@@ -256,7 +262,6 @@ impl PageSink for DiscardBatch<'_> {
         let mut tally = Tally::default();
 
         while gpa < end {
-            budget.charge_range();
             let Some(section) = MemoryRegionSection::find(gpa, end - gpa) else {
                 return tally + Self::skip(gpa, end);
             };

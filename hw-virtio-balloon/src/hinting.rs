@@ -85,7 +85,7 @@ impl FreePageHinting {
         self.shared.exchange.state().config_cmd_id()
     }
 
-    /// The driver sends commands or hints, or there are more of them.
+    /// The driver sends commands or hints.
     #[doc(alias = "virtio_balloon_handle_free_page_vq")]
     pub fn run(&self, cx: &dyn Context) {
         if cx.vm_running() {

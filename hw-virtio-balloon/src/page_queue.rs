@@ -33,8 +33,7 @@ impl PageQueue {
         }
     }
 
-    /// The driver puts pages into the balloon, or takes them out of it; or there
-    /// is more of that to do.
+    /// The driver puts pages into the balloon, or takes them out of it.
     #[doc(alias = "virtio_balloon_handle_output")]
     pub fn run(&self, cx: &dyn Context) {
         deferred::run(self, cx);

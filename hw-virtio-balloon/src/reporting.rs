@@ -12,7 +12,7 @@ use virtio_balloon_core::report_work::{self, ReportHost, ReportWork, ReportedRan
 use crate::{
     deferred::{self, Deferred, PartHost, QueuePart, WorksInTurns},
     events::trace_virtio_balloon_bad_addr,
-    guest_memory::is_discard_inhibited,
+    guest_memory::{is_cheap_to_discard, is_discard_inhibited},
     part::Context,
 };
 
@@ -25,8 +25,7 @@ pub struct Reporting {
 impl Reporting {
     pub const BH: Field<Self, BottomHalf> = field!(Self, deferred).then(Deferred::BH);
 
-    /// The driver reports pages that are free at the moment, or there are more
-    /// of them to discard.
+    /// The driver reports pages that are free at the moment.
     #[doc(alias = "virtio_balloon_handle_report")]
     pub fn run(&self, cx: &dyn Context) {
         deferred::run(self, cx);
@@ -67,7 +66,7 @@ impl ReportHost for PartHost<'_, Reporting> {
         (in_block && (offset | len) & (page_size - 1) == 0).then_some(ReportedRange {
             len,
             page_size,
-            private: block.is_private_anonymous(),
+            cheap: is_cheap_to_discard(&block),
         })
     }
 

@@ -17,8 +17,8 @@ pub struct ReportedRange {
     pub len: u64,
     /// Size in bytes of the host pages; a power of two
     pub page_size: u64,
-    /// Whether it is neither shared nor backed by a file
-    pub private: bool,
+    /// Whether it is cheap to discard, see [`Budget::charge_range`]
+    pub cheap: bool,
 }
 
 /// A part of a buffer for which there is a [`ReportedRange`]
@@ -85,13 +85,12 @@ impl<E> ReportWork<E> {
         while self.buffer < buffers && !budget.is_discard_spent() {
             let range = host.range(elem, self.buffer);
             let (len, page_size) = range.map_or((0, 1), |r| (r.len, r.page_size));
-            let private = range.is_some_and(|r| r.private);
+            let cheap = range.is_some_and(|r| r.cheap);
             let left = len.saturating_sub(self.done);
             // of whole host pages, at least one
             let part = (budget.piece() & !(page_size - 1)).max(page_size).min(left);
 
-            budget.charge_range();
-            budget.charge_bytes(part, private);
+            budget.charge_range(part, cheap);
             if part > 0 {
                 parts.push(Part {
                     buffer: self.buffer,
