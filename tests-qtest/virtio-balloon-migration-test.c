@@ -242,6 +242,34 @@ static void test_hinting_ignore_shared(const void *data)
     balloon_quit(b);
 }
 
+/*
+ * What the guest writes after a hint must be in the dirty log of KVM, so the log
+ * of all memory has to be cleared before the guest knows that it may hint.
+ */
+static void test_hinting_dirty_log(const void *data)
+{
+    const int shift = 12;
+    g_autofree char *dir = g_dir_make_tmp("virtio-balloon-XXXXXX", NULL);
+    g_autofree char *path = g_build_filename(dir, "log", NULL);
+    g_autofree char *options = g_strdup_printf(
+        HINT_OPTIONS " -global migration.x-clear-bitmap-shift=%d"
+        " -trace migration_bitmap_clear_dirty -D %s", shift, path);
+    Balloon *b = balloon_start(data, options);
+    g_autofree char *log = NULL;
+    int cleared = 0;
+
+    hint_until(b, HINT_REQUESTED);
+    g_assert_true(g_file_get_contents(path, &log, NULL, NULL));
+    for (char *s = log; (s = strstr(s, "migration_bitmap_clear_dirty")); s++) {
+        cleared++;
+    }
+    g_assert_cmpint(cleared, >=, (1024 << 20) / (PAGE << shift));
+    cancel_hinting(b);
+    balloon_quit(b);
+    g_unlink(path);
+    g_rmdir(dir);
+}
+
 /* The state arrives at the destination. */
 static void test_migrate(const void *data)
 {
@@ -275,6 +303,7 @@ static const TransportTest tests[] = {
     { "hinting/unplug", test_hinting_unplug, .pc_only = true },
     { "hinting/bad-command", test_hinting_bad_command },
     { "hinting/withdraw", test_hinting_withdraw },
+    { "hinting/dirty-log", test_hinting_dirty_log },
     { "hinting/ignore-shared", test_hinting_ignore_shared, .pc_only = true },
     { "migrate", test_migrate },
 };

@@ -8,7 +8,10 @@
 
 use std::sync::Arc;
 
-use ::migration::{precopy::migrate_postcopy_ram, prelude::*};
+use ::migration::{
+    precopy::{free_page_hint_start, migrate_postcopy_ram},
+    prelude::*,
+};
 use bql::prelude::*;
 use common::{field, Field};
 use qom::prelude::*;
@@ -163,6 +166,7 @@ impl FreePageHinting {
         match reason {
             PrecopyNotifyReason::BeforeBitmapSync => self.update(cx, Hinting::stop),
             PrecopyNotifyReason::AfterBitmapSync if cx.vm_running() => {
+                free_page_hint_start();
                 self.update(cx, Hinting::request);
             }
             // Before the device state is migrated, so that the guest reuses the
