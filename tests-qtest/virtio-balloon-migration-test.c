@@ -243,24 +243,25 @@ static void test_hinting_ignore_shared(const void *data)
 }
 
 /*
- * What the guest writes after a hint must be in the dirty log of KVM, so the log
+ * What the guest writes after a hint must be in the dirty log of KVM, so that
  * of all memory has to be cleared before the guest knows that it may hint.
  */
 static void test_hinting_dirty_log(const void *data)
 {
     const int shift = 12;
+    const char *event = "migration_bitmap_clear_dirty";
     g_autofree char *dir = g_dir_make_tmp("virtio-balloon-XXXXXX", NULL);
     g_autofree char *path = g_build_filename(dir, "log", NULL);
     g_autofree char *options = g_strdup_printf(
         HINT_OPTIONS " -global migration.x-clear-bitmap-shift=%d"
-        " -trace migration_bitmap_clear_dirty -D %s", shift, path);
+        " -trace %s -D %s", shift, event, path);
     Balloon *b = balloon_start(data, options);
     g_autofree char *log = NULL;
     int cleared = 0;
 
     hint_until(b, HINT_REQUESTED);
     g_assert_true(g_file_get_contents(path, &log, NULL, NULL));
-    for (char *s = log; (s = strstr(s, "migration_bitmap_clear_dirty")); s++) {
+    for (char *line = log; (line = strstr(line, event)); line++) {
         cleared++;
     }
     g_assert_cmpint(cleared, >=, (1024 << 20) / (PAGE << shift));

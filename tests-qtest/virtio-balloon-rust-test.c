@@ -417,6 +417,128 @@ static void test_migrate_huge_pages(const void *data)
  * Which device it is
  */
 
+/*
+ * oom-hold-time
+ */
+
+#define HOLD_OPTIONS    ",deflate-on-oom=on,oom-hold-time=5"
+
+/* The driver takes pages out of the balloon, which had @actual of them. */
+static void deflate(Balloon *b, uint64_t mem, uint32_t actual, int n)
+{
+    g_autofree uint32_t *pfns = g_new(uint32_t, n);
+
+    for (int i = 0; i < n; i++) {
+        pfns[i] = pfn(mem) + i;
+    }
+    send_pfns(b, DVQ, pfns, n);
+    config_writel(b, CFG(actual), actual - n);
+}
+
+static void assert_shown(Balloon *b, uint32_t pages, bool holds)
+{
+    g_assert_cmpint(config_readl(b, CFG(num_pages)), ==, pages);
+    g_assert_cmpint(get_counter(b, "oom-hold-active"), ==, holds);
+}
+
+/* Time passes, until the target is shown again. */
+static void assert_hold_ends(Balloon *b, int seconds, uint32_t held,
+                             uint32_t target)
+{
+    qtest_clock_step(b->qts, seconds * SECOND - 1000 * 1000);
+    assert_shown(b, held, true);
+    qtest_clock_step(b->qts, 2 * 1000 * 1000);
+    assert_shown(b, target, false);
+    /* The driver is told. */
+    qvirtio_wait_config_isr(b->dev, TIMEOUT_US);
+}
+
+static void test_oom_hold(const void *data)
+{
+    Balloon *b = balloon_start(data, HOLD_OPTIONS);
+    uint64_t mem = alloc_pages(b, 8);
+
+    set_balloon(b, RAM_SIZE - 100 * PAGE);
+    qvirtio_wait_config_isr(b->dev, TIMEOUT_US);
+    config_writel(b, CFG(actual), 60);
+    assert_shown(b, 100, false);
+
+    /* Linux moves a page of the balloon. */
+    send_pfns(b, IVQ, &(uint32_t){ pfn(mem) }, 1);
+    deflate(b, mem + PAGE, 61, 1);
+    assert_shown(b, 100, false);
+
+    /* Out of memory; and again, before the time is over */
+    deflate(b, mem, 60, 2);
+    assert_shown(b, 58, true);
+    qvirtio_wait_config_isr(b->dev, TIMEOUT_US);
+    qtest_clock_step(b->qts, 3 * SECOND);
+    deflate(b, mem, 58, 8);
+    assert_shown(b, 50, true);
+    g_assert_cmpint(get_counter(b, "oom-holds"), ==, 1);
+    /* What the user sees does not change. */
+    g_assert_cmpint(query_balloon(b), ==, RAM_SIZE - 50 * PAGE);
+    assert_hold_ends(b, 5, 50, 100);
+
+    /* Soon afterwards it takes longer. */
+    config_writel(b, CFG(actual), 60);
+    deflate(b, mem, 60, 1);
+    assert_hold_ends(b, 10, 59, 100);
+    qtest_clock_step(b->qts, 11 * SECOND);
+    deflate(b, mem, 59, 1);
+    g_assert_cmpint(get_counter(b, "oom-holds"), ==, 3);
+
+    /* The user wants something else: what is shown is what he wants. */
+    set_balloon(b, RAM_SIZE - 90 * PAGE);
+    assert_shown(b, 90, false);
+
+    /* Deflating as the host wants it is no reason. */
+    set_balloon(b, RAM_SIZE - 50 * PAGE);
+    deflate(b, mem, 58, 8);
+    assert_shown(b, 50, false);
+
+    set_balloon(b, RAM_SIZE - 90 * PAGE);
+    deflate(b, mem, 50, 1);
+    assert_shown(b, 49, true);
+    balloon_restart(b, F_BALLOON);
+    assert_shown(b, 90, false);
+    balloon_quit(b);
+}
+
+/* It goes on after migration, if the destination can do that. */
+static void test_migrate_oom_hold(const void *data)
+{
+    Balloon *b = balloon_start(data, HOLD_OPTIONS);
+    uint64_t mem = alloc_pages(b, 8);
+
+    set_balloon(b, RAM_SIZE - 100 * PAGE);
+    config_writel(b, CFG(actual), 60);
+    deflate(b, mem, 60, 8);
+    assert_shown(b, 52, true);
+
+    b = balloon_migrate(b, HOLD_OPTIONS);
+    assert_hold_ends(b, 5, 52, 100);
+    deflate(b, mem, 52, 2);
+    assert_shown(b, 50, true);
+
+    b = balloon_migrate(b, ",deflate-on-oom=on");
+    assert_shown(b, 100, false);
+    balloon_quit(b);
+}
+
+static void test_oom_hold_off(const void *data)
+{
+    Balloon *b = balloon_start(data, ",deflate-on-oom=on");
+    uint64_t mem = alloc_pages(b, 8);
+
+    set_balloon(b, RAM_SIZE - 100 * PAGE);
+    config_writel(b, CFG(actual), 60);
+    deflate(b, mem, 60, 8);
+    assert_shown(b, 100, false);
+    g_assert_cmpint(get_counter(b, "oom-holds"), ==, 0);
+    balloon_quit(b);
+}
+
 /* Whether the device has the property that only the one in Rust has */
 static bool have_counters(void)
 {
@@ -455,6 +577,9 @@ static const TransportTest tests[] = {
     { "unplug-huge-pages", test_unplug_huge_pages, .pc_only = true,
       .huge_vms = 1 },
     { "bounded", test_bounded },
+    { "oom-hold", test_oom_hold },
+    { "oom-hold-off", test_oom_hold_off },
+    { "migrate-oom-hold", test_migrate_oom_hold },
     { "hinting/cmd-id", test_hinting_cmd_id },
     { "hinting/reset-in-flight", test_hinting_reset },
     { "hinting/unplug-in-flight", test_hinting_unplug, .pc_only = true },

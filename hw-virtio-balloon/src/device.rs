@@ -36,6 +36,7 @@ use crate::{
     },
     guest_memory::{Direction, GuestMemory},
     hinting::FreePageHinting,
+    oom_hold::OomHold,
     page_queue::PageQueue,
     part::{Context, Part},
     reporting::Reporting,
@@ -49,6 +50,8 @@ const QUEUE_SIZE: u16 = 128;
 const HINT_QUEUE_SIZE: u16 = 1024;
 /// Size of the queue for reports
 const REPORTING_QUEUE_SIZE: u16 = 32;
+/// The longest time for `oom-hold-time`, in seconds: a day
+const MAX_OOM_HOLD_TIME: u32 = 24 * 60 * 60;
 
 /// A virtio memory balloon
 #[repr(C)]
@@ -63,6 +66,11 @@ pub struct VirtIOBalloon {
     #[property(rename = "free-page-reporting", bit = VIRTIO_BALLOON_F_REPORTING, default = false)]
     host_features: u32,
 
+    /// For how many seconds a guest that has deflated the balloon because it was
+    /// out of memory is not asked to inflate it again; 0 to ask all the time
+    #[property(rename = "oom-hold-time", default = 0)]
+    oom_hold_time: u32,
+
     #[property(rename = "iothread")]
     iothread: Link<IOThread>,
 
@@ -76,6 +84,7 @@ pub struct VirtIOBalloon {
     stats: GuestStats,
     hinting: FreePageHinting,
     reporting: Reporting,
+    oom_hold: OomHold,
     handler: BalloonHandler,
     /// The device was migrated, and the VM has not run since
     incoming: BqlCell<bool>,
@@ -115,6 +124,13 @@ impl VirtIOBalloon {
             Timer::MS,
             Self::poll_stats,
         );
+        Timer::init(
+            self,
+            field!(Self, oom_hold).then(OomHold::TIMER),
+            CLOCK_VIRTUAL,
+            Timer::MS,
+            Self::oom_hold_elapsed,
+        );
         // Not class properties: the proxies create aliases for all of those,
         // but also for the following two.
         self.add_property(
@@ -140,10 +156,11 @@ impl VirtIOBalloon {
     }
 
     fn get_counters(&self, v: &Visitor, name: &CStr) -> Result<()> {
-        let members = self
-            .memory
-            .counters()
-            .members(self.memory.partial_host_pages());
+        let members = self.memory.counters().members(
+            self.memory.partial_host_pages(),
+            self.oom_hold.count(),
+            self.oom_hold.is_active(),
+        );
         v.visit_struct(name, |v| {
             members
                 .into_iter()
@@ -152,6 +169,10 @@ impl VirtIOBalloon {
     }
 
     fn realize(&self, queues: &mut VirtioRealize<'_, Self>) -> Result<()> {
+        ensure!(
+            self.oom_hold_time <= MAX_OOM_HOLD_TIME,
+            "'oom-hold-time' must not be more than {MAX_OOM_HOLD_TIME} seconds"
+        );
         ensure!(
             BalloonHandler::register(self, field!(Self, handler)).is_ok(),
             "Only one balloon device is supported"
@@ -227,6 +248,7 @@ impl VirtIOBalloon {
             part.unrealize(self);
         }
         self.memory.unrealize();
+        self.oom_hold.end();
         self.handler.unregister();
     }
 
@@ -270,6 +292,10 @@ impl VirtIOBalloon {
         self.stats.poll(self);
     }
 
+    fn oom_hold_elapsed(&self) {
+        self.oom_hold.elapsed(self);
+    }
+
     fn block_freed(&self, block: RamBlockId) {
         self.memory.forget(block);
     }
@@ -285,7 +311,7 @@ impl VirtIOBalloon {
     fn get_config(&self, data: &mut [u8]) {
         let registers = *self.registers.borrow();
         let config = Config {
-            num_pages: registers.num_pages,
+            num_pages: self.oom_hold.shown(registers.num_pages, registers.actual),
             actual: registers.actual,
             free_page_hint_cmd_id: self.hinting.config_cmd_id(),
             poison_val: self.poison_val.get(),
@@ -302,6 +328,8 @@ impl VirtIOBalloon {
         if config.actual != old_actual {
             send_balloon_change(self.balloon_actual());
         }
+        self.oom_hold
+            .size_changed(self, old_actual, config.actual, self.oom_hold_time);
         self.poison_val.set(
             if Context::has_feature(self, VIRTIO_BALLOON_F_PAGE_POISON) {
                 config.poison_val
@@ -317,6 +345,7 @@ impl VirtIOBalloon {
             part.reset(self);
         }
         self.memory.reset();
+        self.oom_hold.end();
         self.poison_val.set(0);
     }
 
@@ -403,6 +432,7 @@ impl BalloonDevice for VirtIOBalloon {
 
         if target != 0 {
             self.registers.borrow_mut().num_pages = target_to_pages(ram_size, target);
+            self.oom_hold.end();
             VirtioDeviceMethods::notify_config(&self);
         }
         trace_virtio_balloon_to_target(target, self.registers.borrow().num_pages);
@@ -420,7 +450,7 @@ impl ObjectImpl for VirtIOBalloon {
 
     const INSTANCE_INIT: Option<InstanceInitFn<Self>> = hwcore::instance_init!(VirtIOBalloon {
         parent: [parent_obj],
-        properties: [host_features, iothread],
+        properties: [host_features, oom_hold_time, iothread],
         registers: BqlRefCell::new(Registers::default()),
         poison_val: BqlCell::new(0),
         memory: GuestMemory::default(),
@@ -429,6 +459,7 @@ impl ObjectImpl for VirtIOBalloon {
         stats: GuestStats::default(),
         hinting: FreePageHinting::default(),
         reporting: Reporting::default(),
+        oom_hold: OomHold::default(),
         handler: BalloonHandler::new(),
         incoming: BqlCell::new(false),
     });

@@ -20,6 +20,7 @@ mod events;
 mod guest_memory;
 mod hint_worker;
 mod hinting;
+mod oom_hold;
 mod page_queue;
 mod part;
 mod reporting;

@@ -29,8 +29,14 @@ pub struct Counters {
 impl Counters {
     /// Names and values of the members of the `balloon-counters` property.
     /// `partial_host_pages` is the current number of host pages that wait for
-    /// the rest of them to be inflated.
-    pub const fn members(&self, partial_host_pages: u64) -> [(&'static CStr, u64); 9] {
+    /// the rest of them to be inflated, `oom_holds` how often the target was
+    /// held back, and `oom_hold_active` whether it is.
+    pub const fn members(
+        &self,
+        partial_host_pages: u64,
+        oom_holds: u64,
+        oom_hold_active: bool,
+    ) -> [(&'static CStr, u64); 11] {
         [
             (c"pages-inflated", self.pages_inflated),
             (c"pages-deflated", self.pages_deflated),
@@ -41,6 +47,8 @@ impl Counters {
             (c"discard-errors", self.discard_errors),
             (c"bad-pfns", self.bad_pfns),
             (c"partial-host-pages", partial_host_pages),
+            (c"oom-holds", oom_holds),
+            (c"oom-hold-active", oom_hold_active as u64),
         ]
     }
 }
@@ -61,8 +69,8 @@ mod tests {
             discard_errors: 7,
             bad_pfns: 8,
         };
-        let mut values = counters.members(9).map(|(_, value)| value);
+        let mut values = counters.members(9, 10, true).map(|(_, value)| value);
         values.sort_unstable();
-        assert_eq!(values, [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        assert_eq!(values, [1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
     }
 }

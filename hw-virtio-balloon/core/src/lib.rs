@@ -19,6 +19,7 @@ pub mod features;
 pub mod hint_exchange;
 pub mod hinting;
 pub mod host_pages;
+pub mod oom_hold;
 pub mod page_work;
 pub mod pages;
 pub mod report_work;

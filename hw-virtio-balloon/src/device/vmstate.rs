@@ -4,8 +4,9 @@
 
 use ::migration::{prelude::*, Infallible};
 use virtio::prelude::*;
-use virtio_balloon_core::features::{
-    VIRTIO_BALLOON_F_FREE_PAGE_HINT, VIRTIO_BALLOON_F_PAGE_POISON,
+use virtio_balloon_core::{
+    config::Config,
+    features::{VIRTIO_BALLOON_F_FREE_PAGE_HINT, VIRTIO_BALLOON_F_PAGE_POISON},
 };
 
 use super::VirtIOBalloon;
@@ -35,6 +36,14 @@ impl_vmstate_struct!(
 impl VirtIOBalloon {
     fn post_load(&self, _version_id: u8) -> Result<(), Infallible> {
         self.stats.rearm_timer();
+        // A hold is not migrated, as C does not know it; but the copy of the
+        // configuration space that is migrated shows it.
+        let config = Config::read_from(&VirtioDeviceMethods::last_config(&self));
+        self.oom_hold.post_load(
+            &config,
+            self.registers.borrow().num_pages,
+            self.oom_hold_time,
+        );
         self.incoming.set(true);
         Ok(())
     }

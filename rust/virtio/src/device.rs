@@ -149,6 +149,26 @@ where
         }
     }
 
+    /// The configuration space as the driver saw it when it last read or wrote
+    /// it; after migration, at the source.  Empty if the device is not realized
+    /// or has none.
+    #[doc(alias = "config")]
+    fn last_config(&self) -> Vec<u8> {
+        assert!(bql::is_locked());
+        let vdev = self.upcast::<VirtIODevice>().as_ptr();
+        // SAFETY: plain fields of a valid struct, modified under the BQL, which
+        // this thread has.
+        let (config, len) = unsafe { ((*vdev).config, (*vdev).config_len) };
+        if config.is_null() {
+            return Vec::new();
+        }
+        // SAFETY: virtio_init() has allocated config_len bytes, initialized with
+        // zeroes.  They are freed when the device is finalized, so not while
+        // there is a reference to it.  Those who write to them have the BQL, and
+        // do not run before this returns.
+        unsafe { std::slice::from_raw_parts(config.cast::<u8>(), len) }.to_vec()
+    }
+
     /// The driver has violated the specification: report it and stop using the
     /// queues until the device is reset.  No effect if the device is not
     /// plugged into a transport (any more).

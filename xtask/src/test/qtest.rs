@@ -26,6 +26,7 @@ pub fn balloon_tests(device: Device, target: Target) -> Vec<&'static str> {
             "virtio-balloon-config-test",
             "virtio-balloon-migration-test",
             "virtio-balloon-pages-test",
+            "virtio-balloon-drivers-test",
             "virtio-balloon-reporting-test",
             "virtio-balloon-stats-test",
         ]);

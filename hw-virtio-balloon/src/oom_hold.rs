@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! Property `oom-hold-time`: give a guest that cannot inflate the balloon any
+//! more time to rest
+
+use bql::prelude::*;
+use common::{field, Field};
+use util::prelude::*;
+use virtio_balloon_core::{config::Config, oom_hold};
+
+use crate::part::Context;
+
+/// What the driver sees as the size that the host wants
+#[derive(Default)]
+pub struct OomHold {
+    state: BqlRefCell<oom_hold::OomHold>,
+    /// Pages that were deflated unasked when the driver last wrote the size of
+    /// the balloon
+    deflated: BqlCell<u64>,
+    /// How often the target was held back
+    count: BqlCell<u64>,
+    /// Armed while it is
+    timer: Timer,
+}
+
+impl OomHold {
+    pub const TIMER: Field<Self, Timer> = field!(Self, timer);
+
+    /// The target that the driver is to see, in pages
+    pub fn shown(&self, target: u32, actual: u32) -> u32 {
+        self.state.borrow().shown(target, actual)
+    }
+
+    /// How often a target was held back
+    pub fn count(&self) -> u64 {
+        self.count.get()
+    }
+
+    /// Whether the target is held back
+    pub fn is_active(&self) -> bool {
+        self.state.borrow().is_active()
+    }
+
+    /// The driver has told the size of the balloon, in pages.  `time` is the
+    /// property, in seconds; 0 if it is off.
+    ///
+    /// It is not enough that pages were deflated: when Linux moves a page of
+    /// the balloon, it inflates one and deflates another.  Nor that the size is
+    /// less: with a legacy device, it is written byte by byte.
+    pub fn size_changed(&self, cx: &dyn Context, old: u32, new: u32, time: u32) {
+        let deflated = cx.memory().counters().pages_deflated_unasked;
+        let unasked = self.deflated.replace(deflated) != deflated;
+        if time == 0 || !unasked || new >= old {
+            return;
+        }
+        let active = self.is_active();
+        let until = self
+            .state
+            .borrow_mut()
+            .deflated(CLOCK_VIRTUAL.get_ms(), ms(time));
+        self.timer.modify(until);
+        if !active {
+            self.count.set(self.count.get() + 1);
+            cx.notify_config();
+        }
+    }
+
+    /// The timer has expired.
+    pub fn elapsed(&self, cx: &dyn Context) {
+        let over = self.state.borrow_mut().elapsed(CLOCK_VIRTUAL.get_ms());
+        if over {
+            cx.notify_config();
+        }
+    }
+
+    /// The user wants another size, or the device is reset: show the target.
+    pub fn end(&self) {
+        self.timer.delete();
+        *self.state.borrow_mut() = oom_hold::OomHold::default();
+    }
+
+    /// The VM has come from another QEMU, where the driver saw `config`.
+    pub fn post_load(&self, config: &Config, target: u32, time: u32) {
+        self.end();
+        if time > 0 {
+            let now = CLOCK_VIRTUAL.get_ms();
+            let (shown, actual) = (config.num_pages, config.actual);
+            let until = self
+                .state
+                .borrow_mut()
+                .arrive(shown, target, actual, now, ms(time));
+            if let Some(until) = until {
+                self.timer.modify(until);
+            }
+        }
+    }
+}
+
+fn ms(seconds: u32) -> u64 {
+    u64::from(seconds) * 1000
+}
