@@ -253,6 +253,42 @@ static void in_order_balloon(void)
     qtest_quit(qts);
 }
 
+static void set_size(PackedQueue *vq, uint16_t size)
+{
+    qtest_writel(vq->qts, vq->mmio + VIRTIO_MMIO_QUEUE_SEL, vq->index);
+    qtest_writel(vq->qts, vq->mmio + VIRTIO_MMIO_QUEUE_NUM, size);
+}
+
+/* A driver changes the size of a ring while it is in use.  QEMU survives. */
+static void resize(void)
+{
+    QTestState *qts = qtest_init(MICROVM "-device virtio-balloon-device,"
+                                 "packed=on,indirect_desc=off");
+    static const uint16_t sizes[][2] = { { 64, 128 }, { 128, 16 } };
+
+    qtest_writel(qts, DATA, (DATA + 1 * MiB) >> VIRTIO_BALLOON_PFN_SHIFT);
+    for (int i = 0; i < ARRAY_SIZE(sizes); i++) {
+        PackedQueue vq = packed_start(qts, VIRTIO_ID_BALLOON, 0, 0,
+                                      sizes[i][0]);
+
+        for (int j = 0; j < 40; j++) {
+            packed_add(&vq, j, 0, DATA, sizeof(uint32_t), 1);
+        }
+        packed_kick(&vq);
+        wait_used(&vq, 39, true);
+
+        set_size(&vq, sizes[i][1]);
+        /* 128 descriptors, as far as the driver is concerned */
+        vq.size = 128;
+        for (int j = 40; j < 128; j++) {
+            packed_add(&vq, j, 0, DATA, sizeof(uint32_t), 1);
+        }
+        packed_kick(&vq);
+        qtest_clock_step(qts, 1000);
+    }
+    qtest_quit(qts);
+}
+
 static void write_stat(QTestState *qts, uint64_t addr, uint16_t tag,
                        uint64_t val)
 {
@@ -371,6 +407,7 @@ int main(int argc, char **argv)
         if (qtest_has_device("virtio-balloon-device")) {
             qtest_add_func("virtio-packed/rewind-chain", rewind_chain);
             qtest_add_func("virtio-packed/in-order/balloon", in_order_balloon);
+            qtest_add_func("virtio-packed/resize", resize);
         }
     }
 
