@@ -190,16 +190,11 @@ impl Driver {
 
     fn reset(&mut self, s: &mut Script) {
         self.reg(s, Reg::Status, 0);
-        self.was_reset(s);
+        self.was_reset();
     }
 
     /// The device has forgotten everything.
-    fn was_reset(&mut self, s: &mut Script) {
-        if self.offered & F_PACKED != 0 {
-            // The transport has not, and would use the old features as soon as
-            // others are written.
-            self.features(s, F_VERSION_1);
-        }
+    fn was_reset(&mut self) {
         self.features = 0;
         for queue in &mut self.queues {
             queue.ring.restart();
@@ -355,13 +350,13 @@ impl Driver {
             Op::ResetPfn => {
                 self.mmio(s, reg::QUEUE_PFN, 0);
                 if self.legacy {
-                    self.was_reset(s);
+                    self.was_reset();
                 }
             }
             Op::Status { value } => {
                 self.reg(s, Reg::Status, (*value).into());
                 if *value == 0 {
-                    self.was_reset(s);
+                    self.was_reset();
                 }
             }
             Op::Negotiate { features } => {
@@ -438,7 +433,7 @@ impl Driver {
                 if let Transport::Pci(pci) = self.transport {
                     s.line(&pci.setup_commands());
                 }
-                self.was_reset(s);
+                self.was_reset();
             }
             Op::Check => {
                 for (addr, len) in DRIVER_MEMORY {

@@ -10,7 +10,7 @@ use qtest_client::rng::Rng;
 
 use crate::{
     differences::{Difference, Uses},
-    driver::{F_EVENT_IDX, F_NOTIFY_ON_EMPTY, F_PACKED, F_RING_RESET},
+    driver::{F_EVENT_IDX, F_NOTIFY_ON_EMPTY, F_RING_RESET},
     op::{Config, Op},
 };
 
@@ -222,11 +222,6 @@ impl<'a> Generator<'a> {
                     value = value & !same | self.features as u32 & same;
                     // The legacy interface accepts that at any time.
                     self.features &= u64::from(value) | !u64::from(u32::MAX);
-                }
-                if sel == 1 && self.features & F_PACKED != 0 {
-                    // QEMU's common code aborts if a ring that is in use
-                    // changes its format; see docs/upstream-bugs.md
-                    value |= (F_PACKED >> 32) as u32;
                 }
                 Op::Features { sel, value }
             }
