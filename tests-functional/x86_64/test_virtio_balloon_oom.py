@@ -7,6 +7,7 @@
 import os
 
 from virtio_balloon_guest import BalloonGuestTest, MIB, UNSET_STATS_VALUE
+from virtio_balloon_policies import BalloonPolicyTest
 
 
 class VirtioBalloonOom(BalloonGuestTest):
@@ -139,6 +140,48 @@ class VirtioBalloonOom(BalloonGuestTest):
         self.assertGreater(used, self.HOG)
         self.wait_for(lambda: self.rss() < used - 150 * MIB,
                       'QEMU to become smaller')
+
+
+class VirtioBalloonPolicies(BalloonPolicyTest):
+    '''Drivers that deflate on OOM as different versions of Linux did'''
+
+    def check_policy(self, policy):
+        '''Without the feature, the process is killed; with it, it survives.'''
+        result = self.out_of_memory(policy, 'off')
+        self.assertEqual(result['exit'], 137)
+        self.assertEqual(result['killed'], 1)
+        self.assertEqual(result['pages'], 0)
+        self.assertEqual(result['actual'], self.TARGET)
+        self.vm.shutdown()
+        # The next one has other options.
+        self._vms.clear()
+
+        result = self.out_of_memory(policy, 'on')
+        self.assertEqual(result['exit'], 0)
+        self.assertEqual(result['killed'], 0)
+        self.assertGreater(result['actual'], self.HOG)
+        self.assertIn(result['unasked'], (None, result['pages']))
+        return result
+
+    def check_notifier(self, policy):
+        '''The notifier takes out 256 pages each time that it is called.'''
+        result = self.check_policy(policy)
+        self.assertEqual(result['pages'], 256 * result['calls'])
+        self.assertLess(result['actual'], self.RAM)
+
+    def test_oom_notifier_2014(self):
+        '''Linux 3.19 to 4.18'''
+        self.check_notifier('oom-notifier-2014')
+
+    def test_shrinker_2018(self):
+        '''Linux 4.19 to 5.6: it takes out 128 pages, or fewer, at a time.'''
+        result = self.check_policy('shrinker-2018')
+        self.assertGreaterEqual(result['calls'], result['pages'] // 128)
+        self.assertLessEqual(result['calls'], result['pages'] // 32)
+
+    def test_oom_notifier_2020(self):
+        '''Linux 5.7 and later'''
+        self.check_notifier('oom-notifier-2020')
 
 
 if __name__ == '__main__':

@@ -25,9 +25,9 @@ use crate::{
 /// The suite whose kernel the demo uses
 pub const SUITE: &str = KERNELS[0].0;
 
-/// What the guest needs to find the balloon; modules that they depend on are
-/// added
-const MODULES: &[&str] = &["virtio_pci", "virtio_mmio", "virtio_balloon"];
+/// What the guest needs to find the balloon and a disk; modules that they depend
+/// on are added
+const MODULES: &[&str] = &["virtio_pci", "virtio_mmio", "virtio_blk", "virtio_balloon"];
 
 const INIT: &str = "\
 #!/bin/busybox sh
@@ -69,6 +69,49 @@ impl Assets {
             release,
         }
     }
+
+    /// Write an initramfs that has other modules than this one, named as they
+    /// are in it, and more programs.
+    ///
+    /// # Errors
+    ///
+    /// Fails if this one does not have the modules.
+    pub fn with_files(
+        &self,
+        modules: &[(&str, &Path)],
+        programs: &[(&str, &Path)],
+        out: &Path,
+    ) -> Result<()> {
+        let tmp = tempfile::tempdir()?;
+        let sh = shell_in(tmp.path())?;
+        let initrd = &self.initrd;
+        let list = cmd!(sh, "sh -c 'gzip -dc \"$0\" | cpio -t --quiet' {initrd}").read_quiet()?;
+        for sub in ["bin", "modules"] {
+            sh.create_dir(sub)?;
+        }
+        for (module, file) in modules {
+            let dest = list
+                .lines()
+                .find(|path| path.ends_with(&format!("-{module}.ko")))
+                .with_context(|| format!("the guest has no module {module}"))?;
+            sh.copy_file(file, dest)?;
+        }
+        for (program, file) in programs {
+            sh.copy_file(file, Path::new("bin").join(program))?;
+        }
+        // The kernel unpacks one archive after the other.
+        fs::copy(initrd, out)?;
+        pack(&sh, out)
+    }
+}
+
+/// Append an archive of the current directory to an initramfs.
+fn pack(sh: &Shell, initrd: &Path) -> Result<()> {
+    cmd!(
+        sh,
+        "sh -c 'find . | cpio -o -H newc --quiet -R 0:0 | gzip -1 >> \"$0\"' {initrd}"
+    )
+    .run_quiet()
 }
 
 /// Where the guest with the kernel of a Debian suite is
@@ -150,12 +193,7 @@ pub fn renew(env: &Env, suite: &str) -> Result<Assets> {
     fs::write(&init, INIT)?;
     cmd!(sh, "chmod 755 {init}").run_quiet()?;
     sh.change_dir(&initramfs);
-    let initrd = guest.join("initrd.gz");
-    cmd!(
-        sh,
-        "sh -c 'find . | cpio -o -H newc --quiet -R 0:0 | gzip -1 > \"$0\"' {initrd}"
-    )
-    .run_quiet()?;
+    pack(&sh, &guest.join("initrd.gz"))?;
 
     fs::write(guest.join("release"), &release)?;
     replace_dir(&guest, &dir)?;

@@ -8,6 +8,7 @@ mod build;
 mod env;
 mod guest;
 mod manifest;
+mod policy;
 mod run;
 mod series;
 mod source;

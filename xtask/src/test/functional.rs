@@ -11,6 +11,7 @@ use crate::{
     build::{build_both, Build, Device},
     env::Env,
     guest::{self, Assets},
+    policy,
     version::KERNELS,
 };
 
@@ -106,6 +107,10 @@ pub fn functional(
     let mut count = Count::default();
     for kernel in kernels {
         let assets = kernel.provision(env)?;
+        // There are patches for the driver of one kernel.
+        let policies = (kernel.suite == guest::SUITE)
+            .then(|| policy::provision(env, kernel.suite))
+            .transpose()?;
         let run = |build: &Build| {
             let mut vars = guest::python_env(build, &assets);
             vars.push(("BALLOON_DEVICE", build.device.name().into()));
@@ -116,6 +121,9 @@ pub fn functional(
                 "func-x86_64-virtio_balloon_guest",
                 "func-x86_64-virtio_balloon_oom",
             ];
+            if let Some((_, dir)) = &policies {
+                vars.push(("BALLOON_GUEST_POLICIES", dir.clone()));
+            }
             if only.is_none() && build.device == Device::Rust {
                 args.push("func-x86_64-virtio_balloon_migration");
                 vars.push(("BALLOON_QEMU_C", c.qemu()));

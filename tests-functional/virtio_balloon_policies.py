@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# Linux guests whose balloon drivers differ in when they deflate by themselves
+'''Base class for tests of what deflate-on-oom has meant to Linux'''
+
+import os
+import re
+
+from virtio_balloon_guest import BalloonGuestTest, MIB
+
+# The policies, and the function that the kernel calls in the driver when it
+# wants memory
+POLICIES = {
+    'oom-notifier-2014': 'virtio_balloon_oom_notify',
+    'shrinker-2018': 'virtio_balloon_shrinker_scan',
+    'oom-notifier-2020': 'virtio_balloon_oom_notify',
+}
+
+TRACING = '/sys/kernel/tracing'
+
+
+class BalloonPolicyTest(BalloonGuestTest):
+    '''
+    Boots guests with one of several balloon drivers.
+
+    BALLOON_GUEST_POLICIES is a directory with an initramfs for each of them,
+    which also has a program that uses memory; see bench/memory.c.
+    '''
+
+    def setUp(self):
+        super().setUp()
+        self.initrds = os.getenv('BALLOON_GUEST_POLICIES')
+        if not self.initrds:
+            self.skipTest('no drivers: use "cargo xtask test functional"')
+
+    def boot(self, policy, bit, options='', *args):
+        '''Boot a guest with a policy, and with or without the feature.'''
+        self.initrd = os.path.join(self.initrds, policy + '.gz')
+        self.launch(f',deflate-on-oom={bit}' + options, *args)
+        self.assertEqual(self.guest_features()[2], '1' if bit == 'on' else '0')
+        # Count the calls into the driver, which is the same for drivers that
+        # were not made for it
+        status, out = self.run_in_guest(
+            f'mount -t tracefs tracefs {TRACING};'
+            f' echo "p:balloon virtio_balloon:{POLICIES[policy]}"'
+            f' > {TRACING}/kprobe_events'
+            f' && echo 1 > {TRACING}/events/kprobes/balloon/enable')
+        self.assertEqual(status, 0, out)
+
+    def calls(self):
+        '''How often the kernel has called the driver because it wanted memory'''
+        _, out = self.run_in_guest(f'cat {TRACING}/kprobe_profile')
+        name, hits, misses = out.split()
+        self.assertEqual((name, misses), ('balloon', '0'))
+        return int(hits)
+
+    def vmstat(self):
+        '''/proc/vmstat'''
+        _, out = self.run_in_guest('cat /proc/vmstat')
+        return {key: int(value) for key, value in
+                re.findall(r'^(\w+) (\d+)$', out, re.MULTILINE)}
+
+    def counters(self):
+        '''What the device has counted; nothing if it is the one in C'''
+        if os.getenv('BALLOON_DEVICE') == 'c':
+            return {}
+        return self.host_property('balloon-counters')
+
+    def check_counts(self):
+        '''
+        Compare what the guest and the device have counted, when the guest
+        does nothing with the balloon, and return both.  A page that is
+        migrated in the guest is put into the balloon in place of another.
+        '''
+        vmstat, counters = self.vmstat(), self.counters()
+        migrated = vmstat.get('balloon_migrate', 0)
+        inflated = vmstat['balloon_inflate'] + migrated
+        deflated = vmstat['balloon_deflate'] + migrated
+        self.assertEqual((inflated - deflated) * 4096,
+                         self.RAM - self.actual())
+        if counters:
+            self.assertEqual(counters['pages-inflated'], inflated)
+            self.assertEqual(counters['pages-deflated'], deflated)
+        return vmstat, counters
+
+    def touch(self, size):
+        '''
+        Have a process write to each page of so much memory.  Return its exit
+        code, how many seconds that took, and the longest of the writes.
+        '''
+        status, out = self.run_in_guest(f'memory touch {size // MIB}')
+        match = re.search(r'in (\d+) us, longest (\d+) us', out)
+        times = [int(us) / 1e6 for us in match.groups()] if match else [0, 0]
+        return status, *times
+
+    def out_of_memory(self, policy, bit):
+        '''
+        Inflate the balloon, then have a process use more memory than there
+        is.  Return what happened.
+        '''
+        self.boot(policy, bit)
+        status, free_time, free_longest = self.touch(self.HOG)
+        self.assertEqual(status, 0)
+        self.set_balloon(self.TARGET)
+        self.guest_sleep(1)
+        before, _ = self.check_counts()
+        calls = self.calls()
+        status, time, longest = self.touch(self.HOG)
+        # The driver may need a moment to tell how much it has taken out
+        self.guest_sleep(1)
+        after, counters = self.check_counts()
+        result = {
+            'policy': policy,
+            'bit': bit,
+            'exit': status,
+            'killed': after['oom_kill'] - before['oom_kill'],
+            'pages': after['balloon_deflate'] - before['balloon_deflate'],
+            'calls': self.calls() - calls,
+            'seconds': time,
+            'longest': longest,
+            'seconds without balloon': free_time,
+            'longest without balloon': free_longest,
+            'actual': self.actual(),
+            'unasked': counters.get('pages-deflated-unasked'),
+        }
+        self.log.info('%s', result)
+        return result
