@@ -7,6 +7,7 @@ mod bench;
 mod build;
 mod env;
 mod guest;
+mod guest_policies;
 mod manifest;
 mod policy;
 mod run;
@@ -103,6 +104,9 @@ enum Cmd {
         #[arg(long)]
         chart: Option<PathBuf>,
     },
+    /// Measure what guests do with deflate-on-oom, with the balloon drivers that
+    /// Linux has had
+    GuestPolicies(guest_policies::Options),
     /// Write down which files the pinned tarball of QEMU has, for those who
     /// work on a new version
     #[command(hide = true)]
@@ -144,6 +148,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             json,
             chart,
         } => bench::run(&env, reps, &only, json.as_deref(), chart.as_deref())?,
+        Cmd::GuestPolicies(options) => guest_policies::run(&env, &options)?,
         Cmd::Manifest => {
             let hash = manifest::write(&env)?;
             println!("{} is written; tree_sha256: {hash}", QEMU.manifest);
