@@ -108,21 +108,20 @@ class Run(BalloonPolicyTest):
                 return None
             time.sleep(INTERVAL)
 
-    def start_in_guest(self, name, commands):
+    def start_in_guest(self, commands):
         '''
         Have a shell run commands in the background, in a session of its own.
-        It does not end by itself: the shell on the console, which would be
-        told so, takes that for the end of its input if it is reading.
+        It does not end: the shell on the console, which is the init process,
+        would be told so, and takes that for the end of its input if it is
+        reading.
         '''
         self.run_in_guest(
-            f"(setsid sh -c 'echo $$ > /{name}; {commands}; sleep 1000000'"
+            f"(setsid sh -c '{commands}; sleep 1000000'"
             ' < /dev/null > /dev/null 2>&1 &)')
 
     def stop_readers(self):
         '''End the processes that read the disk.'''
-        # until all have ended: see start_in_guest()
-        self.run_in_guest('for reader in /reader*; do kill -- -$(cat $reader);'
-                          ' done; sleep 1')
+        self.run_in_guest('touch /stop; killall cat dd')
 
     def bytes_read(self):
         '''What the guest has read from its disk'''
@@ -144,8 +143,8 @@ class Run(BalloonPolicyTest):
         for i in range(READERS):
             skip = FILE // MIB * i // READERS
             self.start_in_guest(
-                f'reader{i}', f'dd if=/dev/vda bs=1M skip={skip};'
-                ' while cat /dev/vda; do :; done')
+                f'dd if=/dev/vda bs=1M skip={skip};'
+                ' while [ ! -e /stop ] && cat /dev/vda; do :; done')
         before, calls = self.vmstat(), self.calls()
         read = self.bytes_read()
         samples, start = [], time.monotonic()
@@ -200,9 +199,7 @@ class Run(BalloonPolicyTest):
         '''A process holds what the host wants to have.'''
         self.boot(self.policy, self.bit, self.prop and ',' + self.prop)
         self.start_in_guest(
-            'holder',
-            f'memory hold {self.HOG // MIB} {CHURN} > /held;'
-            ' echo killed >> /held')
+            f'memory hold {self.HOG // MIB} {CHURN} > /held')
         self.wait_for(lambda: 'holding' in self.run_in_guest('cat /held')[1],
                       'the process')
         killed = self.vmstat()['oom_kill']
@@ -286,9 +283,10 @@ def main():
                 print(output.getvalue(), result.skipped, file=sys.stderr)
                 sys.exit(1)
             runs.append(run.result)
-    with open(options.json, 'w', encoding='utf-8') as out:
-        json.dump({'memory': RAM // MIB, 'target': TARGET // MIB,
-                   'runs': runs}, out)
+            # What is there remains if a later run fails.
+            with open(options.json, 'w', encoding='utf-8') as out:
+                json.dump({'memory': RAM // MIB, 'target': TARGET // MIB,
+                           'runs': runs}, out)
 
 
 main()

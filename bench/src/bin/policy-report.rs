@@ -205,7 +205,9 @@ fn main() -> Result<()> {
     let report: Value = serde_json::from_str(&fs::read_to_string(&cli.json)?)?;
     let runs = report["runs"].as_array().context("no runs")?;
     for (scenario, columns) in [("oom", OOM), ("page_cache", PAGE_CACHE), ("loop", LOOP)] {
-        println!("{scenario}\n\n{}", table(runs, scenario, columns));
+        if !select(runs, &[("scenario", scenario)]).is_empty() {
+            println!("{scenario}\n\n{}", table(runs, scenario, columns));
+        }
     }
     if let Some(path) = &cli.chart {
         chart(path, &report, runs)?;
