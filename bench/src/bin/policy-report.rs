@@ -75,8 +75,9 @@ fn values(runs: &[&Value], pointer: &str, factor: f64) -> Vec<f64> {
     list
 }
 
-/// The median of sorted values, and the smallest and the largest
-fn cell(values: &[f64]) -> String {
+/// The median of sorted values, and the smallest and the largest; and how many
+/// there are if they are fewer than the runs
+fn cell(values: &[f64], runs: usize) -> String {
     let number = |value: f64| {
         let digits = usize::from(value.fract() != 0.0 && value.abs() < 100.0);
         format!("{value:.digits$}")
@@ -86,11 +87,14 @@ fn cell(values: &[f64]) -> String {
     };
     let median = number(values[values.len() / 2]);
     let (low, high) = (number(*first), number(*last));
-    if low == high {
-        median
-    } else {
-        format!("{median} ({low} to {high})")
+    let mut text = median;
+    if low != high {
+        text += &format!(" ({low} to {high})");
     }
+    if values.len() < runs {
+        text += &format!(", {} of {runs} runs", values.len());
+    }
+    text
 }
 
 /// The runs of a scenario with a policy, and with or without the feature
@@ -128,7 +132,7 @@ fn table(runs: &[Value], scenario: &str, columns: &[Column]) -> String {
                 }
                 let cells: Vec<_> = columns
                     .iter()
-                    .map(|(_, pointer, factor)| cell(&values(&rows, pointer, *factor)))
+                    .map(|(_, pointer, factor)| cell(&values(&rows, pointer, *factor), rows.len()))
                     .collect();
                 text += &format!(
                     "| {policy} | {bit} | {property} | {} | {} |\n",
@@ -223,10 +227,10 @@ mod tests {
 
     #[test]
     fn medians_and_ranges() {
-        assert_eq!(cell(&[]), "-");
-        assert_eq!(cell(&[2.0]), "2");
-        assert_eq!(cell(&[1.0, 2.55, 40.0]), "2.5 (1 to 40)");
-        assert_eq!(cell(&[300.4, 300.4]), "300");
+        assert_eq!(cell(&[], 1), "-");
+        assert_eq!(cell(&[2.0], 1), "2");
+        assert_eq!(cell(&[1.0, 2.5, 40.0], 3), "2.5 (1 to 40)");
+        assert_eq!(cell(&[300.4, 300.4], 3), "300, 2 of 3 runs");
     }
 
     #[test]
