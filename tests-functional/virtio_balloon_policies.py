@@ -86,12 +86,14 @@ class BalloonPolicyTest(BalloonGuestTest):
     def touch(self, size):
         '''
         Have a process write to each page of so much memory.  Return its exit
-        code, how many seconds that took, and the longest of the writes.
+        code, how many seconds that took, and the longest of the writes, if it
+        has survived.
         '''
         status, out = self.run_in_guest(f'memory touch {size // MIB}')
         match = re.search(r'in (\d+) us, longest (\d+) us', out)
-        times = [int(us) / 1e6 for us in match.groups()] if match else [0, 0]
-        return status, *times
+        if not match:
+            return status, None, None
+        return status, *(int(us) / 1e6 for us in match.groups())
 
     def out_of_memory(self, policy, bit):
         '''
