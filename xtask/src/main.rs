@@ -173,3 +173,89 @@ fn main() -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// The commands in a text: each is a subcommand and its options
+    fn commands(text: &str) -> Vec<Vec<&str>> {
+        text.split("cargo xtask ")
+            .skip(1)
+            .map(|rest| {
+                let end = rest.find(['`', '\n', '#', ';']).unwrap_or(rest.len());
+                rest[..end]
+                    .split(|c: char| c.is_whitespace() || "[]|\\".contains(c))
+                    .take_while(|word| *word != "--")
+                    .filter(|word| !word.is_empty() && *word != "-q")
+                    .enumerate()
+                    .filter(|(i, word)| *i == 0 || word.starts_with("--"))
+                    .map(|(_, word)| word)
+                    .collect()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn commands_are_found() {
+        let text = "`cargo xtask build [--device rust\\|c]`: x\ncargo xtask -q test unit --ops 3  # y --no";
+        assert_eq!(
+            commands(text),
+            [vec!["build", "--device"], vec!["test", "--ops"]]
+        );
+    }
+
+    /// Whatever README and the other documents tell to run exists.
+    #[test]
+    fn documented_commands_exist() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let docs = fs::read_dir(root.join("docs")).unwrap();
+        let mut files: Vec<_> = docs.map(|entry| entry.unwrap().path()).collect();
+        files.extend(
+            [
+                "README.md",
+                "CONTRIBUTING.md",
+                ".ci/run",
+                ".gitlab-ci.yml",
+                ".github/workflows/test.yml",
+                "ci/Containerfile",
+            ]
+            .map(|file| root.join(file)),
+        );
+        let cli = Cli::command();
+        let mut checked = 0;
+
+        for file in files {
+            if file.extension().is_some_and(|e| e == "svg") {
+                continue;
+            }
+            let text = fs::read_to_string(&file).unwrap();
+            for command in commands(&text) {
+                let Some((name, options)) = command.split_first() else {
+                    continue;
+                };
+                if name.starts_with("--") {
+                    continue;
+                }
+                let file = file.display();
+                let sub = cli
+                    .find_subcommand(name)
+                    .unwrap_or_else(|| panic!("{file}: no command {name}"));
+                for option in options {
+                    assert!(
+                        sub.get_arguments()
+                            .chain(cli.get_arguments())
+                            .any(|arg| arg.get_long() == option.strip_prefix("--")),
+                        "{file}: {name} has no {option}"
+                    );
+                }
+                checked += 1;
+            }
+        }
+        assert!(checked > 20, "only {checked} commands");
+    }
+}
