@@ -97,8 +97,8 @@ pub const NAMED_DIFFERENCES: &[NamedDifference] = &[
         Difference::ErrorInBatch,
         "error-in-batch",
         Treatment::Tolerated,
-        "if both are broken, the used rings of the queues for inflating and deflating are made \
-         the same; there is only one element at a time in the queue for hints",
+        "if both are broken, bit 0 of the ISR is acknowledged, and the used rings of the queues for \
+         inflating and deflating are made the same; there is only one element at a time in the queue for hints",
     ),
     row(
         Difference::HintCmdId,

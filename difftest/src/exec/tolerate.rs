@@ -196,7 +196,7 @@ impl Lockstep {
     }
 
     /// Accept that a device which is broken has not returned elements that were
-    /// made available together with a bad one.
+    /// made available together with a bad one, and that it interrupts or not.
     pub(super) fn tolerate_unreturned(
         &mut self,
         obs: &mut [Observed; 2],
@@ -218,6 +218,11 @@ impl Lockstep {
             self.qemu[1].send(&format!("{command}\n"))?;
             self.qemu[1].reply()?;
             obs[1].used[q] = obs[0].used[q].clone();
+        }
+        // The C device has looked whether to interrupt before it was broken.
+        if self.bad_pages && obs[0].isr ^ obs[1].isr == 1 && self.both_broken()? {
+            effects.name(Difference::ErrorInBatch);
+            self.acknowledge(obs)?;
         }
         Ok(())
     }
