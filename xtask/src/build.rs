@@ -3,8 +3,8 @@
 //! Configures and builds QEMU
 
 use std::{
-    env::{join_paths, split_paths, var_os},
-    ffi::{OsStr, OsString},
+    env::var_os,
+    ffi::OsStr,
     fs,
     path::{Path, PathBuf},
 };
@@ -17,10 +17,35 @@ use crate::{
     env::{remove, sha256_of, Env},
     run::{shell_in, RunQuiet},
     source::{forget_crates, Source},
+    tools::Tools,
     version::QEMU,
 };
 
-const BINDGEN_VERSION: &str = "0.73.2";
+/// Options of configure for all builds
+const ALWAYS: [&str; 7] = [
+    "--enable-system",
+    "--enable-tcg",
+    "--enable-fdt",
+    "--disable-docs",
+    "--disable-guest-agent",
+    // Debian's tarball has none.
+    "--disable-install-blobs",
+    "--disable-download",
+];
+
+/// Options of configure for tests
+const MINIMAL: [&str; 3] = [
+    "--without-default-features",
+    "--enable-kvm",
+    "--disable-tools",
+];
+
+/// Where Debian's packages have firmware
+const FIRMWARE_DIRS: [&str; 3] = [
+    "/usr/share/seabios",
+    "/usr/share/qemu",
+    "/usr/lib/ipxe/qemu",
+];
 
 /// In a build directory: written when configure has succeeded
 const CONFIGURED: &str = "xtask-configured";
@@ -83,67 +108,41 @@ pub fn build_both(env: &Env) -> Result<[Build; 2]> {
     Ok([build(Device::C)?, build(Device::Rust)?])
 }
 
-/// Programs that QEMU's build system needs, and that are not taken from the
-/// distribution
-pub struct Tools {
-    /// The Python virtual environment
-    pub venv: PathBuf,
-    bin: PathBuf,
+/// What a build is for
+enum Kind {
+    /// Tests: it has only what they need
+    Minimal,
+    /// The same with `AddressSanitizer` and `UndefinedBehaviorSanitizer`
+    Sanitized,
+    /// Users, with these options of configure
+    Full(Vec<String>),
 }
 
-impl Tools {
-    /// Install the tools that are missing.
-    ///
-    /// # Errors
-    ///
-    /// Fails if something cannot be downloaded or built.
-    pub fn provide(env: &Env, bindgen: bool) -> Result<Self> {
-        let sh = Shell::new()?;
-        let root = env.cache.join("tools");
-        let requirements = env.repo.join("xtask/requirements.txt");
-        let hash = sha256_of(&[&fs::read(&requirements)?]);
-
-        let venv = root.join(format!("venv-{}", &hash[..12]));
-        if !venv.join("complete").exists() {
-            // Virtual environments cannot be renamed
-            remove(&venv)?;
-            env.run(
-                "creating a Python environment",
-                cmd!(sh, "python3 -m venv {venv}"),
-            )?;
-            let pip = venv.join("bin/pip");
-            env.run(
-                "installing meson and other Python packages",
-                cmd!(
-                    sh,
-                    "{pip} install --require-hashes --no-deps -r {requirements}"
-                ),
-            )?;
-            fs::write(venv.join("complete"), "")?;
+impl Kind {
+    /// At the end of the name of the directory
+    const fn suffix(&self) -> &'static str {
+        match self {
+            Self::Minimal => "",
+            Self::Sanitized => "-sanitized",
+            Self::Full(_) => "-full",
         }
-
-        let bindgen_root = root.join(format!("bindgen-{BINDGEN_VERSION}"));
-        if bindgen && !bindgen_root.join("bin/bindgen").exists() {
-            // cargo install replaces the binary atomically
-            env.run(
-                "building bindgen, which takes some minutes",
-                cmd!(
-                    sh,
-                    "cargo install bindgen-cli --locked --version {BINDGEN_VERSION}
-                     --root {bindgen_root}"
-                ),
-            )?;
-        }
-        Ok(Self {
-            venv,
-            bin: bindgen_root.join("bin"),
-        })
     }
 
-    fn path(&self) -> OsString {
-        let old = var_os("PATH").unwrap_or_default();
-        let dirs = [self.bin.clone()].into_iter().chain(split_paths(&old));
-        join_paths(dirs).unwrap_or(old)
+    /// For what is told to the user
+    const fn description(&self) -> &'static str {
+        match self {
+            Self::Minimal => "",
+            Self::Sanitized => ", with sanitizers",
+            Self::Full(_) => ", with all features",
+        }
+    }
+
+    /// The space that a build needs, in GiB
+    const fn space(&self) -> u64 {
+        match self {
+            Self::Minimal | Self::Sanitized => 4,
+            Self::Full(_) => 6,
+        }
     }
 }
 
@@ -157,25 +156,25 @@ pub struct Build {
     pub device: Device,
     /// The source tree
     pub source: Source,
-    /// Whether it has sanitizers: `AddressSanitizer` and
-    /// `UndefinedBehaviorSanitizer`
-    sanitized: bool,
+    kind: Kind,
     tools: Tools,
     ccache: PathBuf,
 }
 
 /// Where the build for a source tree is, whether or not it exists
-fn build_dir(root: &Path, source_key: &str, device: Device, target: Target) -> PathBuf {
-    root.join("build")
-        .join(source_key)
-        .join(format!("{}-{}", target.name(), device.name()))
-}
-
-/// Where the build with sanitizers is: in a directory of its own
-fn sanitized_dir(normal: &Path) -> PathBuf {
-    let mut name = normal.file_name().unwrap_or_default().to_owned();
-    name.push("-sanitized");
-    normal.with_file_name(name)
+fn build_dir(
+    root: &Path,
+    source_key: &str,
+    device: Device,
+    target: Target,
+    kind: &Kind,
+) -> PathBuf {
+    root.join("build").join(source_key).join(format!(
+        "{}-{}{}",
+        target.name(),
+        device.name(),
+        kind.suffix()
+    ))
 }
 
 impl Build {
@@ -202,10 +201,20 @@ impl Build {
     /// Fails if a step does; the next call resumes.
     pub fn prepare_sanitized(env: &Env, device: Device, target: Target) -> Result<Self> {
         let source = Source::prepare(env, None)?;
-        let mut this = Self::new(env, &env.cache, source, device, target)?;
-        this.dir = sanitized_dir(&this.dir);
-        this.sanitized = true;
-        this.configure_if_needed(env)
+        Self::new(env, &env.cache, source, device, target, Kind::Sanitized)?
+            .configure_if_needed(env)
+    }
+
+    /// Prepare the source and configure it for use outside of tests, in a build
+    /// directory of its own, with the Rust device and the given options.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a step does; the next call resumes.
+    pub fn prepare_full(env: &Env, target: Target, options: Vec<String>) -> Result<Self> {
+        let source = Source::prepare(env, None)?;
+        let kind = Kind::Full(options);
+        Self::new(env, &env.cache, source, Device::Rust, target, kind)?.configure_if_needed(env)
     }
 
     /// Configure a source tree, unless that was done before.  The build is
@@ -221,16 +230,23 @@ impl Build {
         device: Device,
         target: Target,
     ) -> Result<Self> {
-        Self::new(env, root, source, device, target)?.configure_if_needed(env)
+        Self::new(env, root, source, device, target, Kind::Minimal)?.configure_if_needed(env)
     }
 
-    fn new(env: &Env, root: &Path, source: Source, device: Device, target: Target) -> Result<Self> {
+    fn new(
+        env: &Env,
+        root: &Path,
+        source: Source,
+        device: Device,
+        target: Target,
+        kind: Kind,
+    ) -> Result<Self> {
         Ok(Self {
-            dir: build_dir(root, &source.key, device, target),
+            dir: build_dir(root, &source.key, device, target, &kind),
             target,
             device,
             source,
-            sanitized: false,
+            kind,
             tools: Tools::provide(env, device == Device::Rust)?,
             ccache: env.cache.join("ccache"),
         })
@@ -284,23 +300,18 @@ impl Build {
             }
             .to_owned(),
         ];
-        args.extend(
-            [
-                "--without-default-features",
-                "--enable-system",
-                "--enable-tcg",
-                "--enable-kvm",
-                "--enable-fdt",
-                "--disable-docs",
-                "--disable-tools",
-                "--disable-guest-agent",
-                "--disable-install-blobs",
-                "--disable-download",
-            ]
-            .map(str::to_owned),
-        );
-        if self.sanitized {
-            args.extend(["--enable-asan", "--enable-ubsan"].map(str::to_owned));
+        let mut add = |options: &[&str]| args.extend(options.iter().map(ToString::to_string));
+        match &self.kind {
+            Kind::Minimal => add(&MINIMAL),
+            Kind::Sanitized => {
+                add(&MINIMAL);
+                add(&["--enable-asan", "--enable-ubsan"]);
+            }
+            Kind::Full(_) => {}
+        }
+        add(&ALWAYS);
+        if let Kind::Full(options) = &self.kind {
+            args.extend_from_slice(options);
         }
         let sh = Shell::new()?;
         if cmd!(sh, "ccache --version").run_quiet().is_ok() {
@@ -322,25 +333,17 @@ impl Build {
     }
 
     fn configure(&self, env: &Env, args: &[String]) -> Result<()> {
-        env.need_space(4)?;
+        env.need_space(self.kind.space())?;
         remove(&self.dir)?;
         fs::create_dir_all(&self.dir)?;
         let what = format!(
             "configuring QEMU for {} with the {} device{}",
             self.target.name(),
             self.device.name(),
-            self.with_sanitizers()
+            self.kind.description()
         );
         let (sh, configure) = (self.shell()?, self.source.dir.join("configure"));
         env.run(&what, cmd!(sh, "{configure} {args...}"))
-    }
-
-    const fn with_sanitizers(&self) -> &'static str {
-        if self.sanitized {
-            ", with sanitizers"
-        } else {
-            ""
-        }
     }
 
     /// Have all crates built again.
@@ -365,7 +368,7 @@ impl Build {
                 "building {} ({} device{})",
                 targets.first().map_or("QEMU", String::as_str),
                 self.device.name(),
-                self.with_sanitizers()
+                self.kind.description()
             ),
             cmd!(sh, "ninja {targets...}"),
         )
@@ -381,21 +384,11 @@ impl Build {
 
         let bundle = self.dir.join("qemu-bundle/usr/local/share/qemu");
         fs::create_dir_all(&bundle)?;
-        for dir in [
-            "/usr/share/seabios",
-            "/usr/share/qemu",
-            "/usr/lib/ipxe/qemu",
-        ] {
-            let Ok(entries) = fs::read_dir(dir) else {
-                continue;
-            };
-            for entry in entries {
-                let path = entry?.path();
-                let dest = bundle.join(path.file_name().unwrap_or_default());
-                if path.is_file() && !dest.exists() {
-                    remove(&dest)?;
-                    std::os::unix::fs::symlink(&path, &dest)?;
-                }
+        for file in firmware()? {
+            let dest = bundle.join(file.file_name().unwrap_or_default());
+            if !dest.exists() {
+                remove(&dest)?;
+                std::os::unix::fs::symlink(&file, &dest)?;
             }
         }
         Ok(())
@@ -412,6 +405,27 @@ impl Build {
     }
 }
 
+/// The firmware that Debian's packages have installed
+///
+/// # Errors
+///
+/// Fails if a directory cannot be read.
+pub fn firmware() -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for dir in FIRMWARE_DIRS {
+        let Ok(entries) = fs::read_dir(dir) else {
+            continue;
+        };
+        for entry in entries {
+            let path = entry?.path();
+            if path.is_file() {
+                files.push(path);
+            }
+        }
+    }
+    Ok(files)
+}
+
 /// The path of a program that was built before from the default source.
 ///
 /// # Errors
@@ -419,7 +433,7 @@ impl Build {
 /// Fails if it was not built.
 pub fn built_qemu(env: &Env, device: Device, target: Target) -> Result<PathBuf> {
     let name = format!("qemu-system-{}", target.name());
-    let path = build_dir(&env.cache, QEMU.number, device, target).join(name);
+    let path = build_dir(&env.cache, QEMU.number, device, target, &Kind::Minimal).join(name);
     if !is_executable(&path) {
         bail!(
             "not built yet: run cargo xtask build --device {} --target {}",

@@ -8,12 +8,14 @@ mod build;
 mod env;
 mod guest;
 mod guest_policies;
+mod install;
 mod manifest;
 mod policy;
 mod run;
 mod series;
 mod source;
 mod test;
+mod tools;
 mod version;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -70,6 +72,24 @@ enum Cmd {
         /// Print the path of the patched source tree instead
         #[arg(long, conflicts_with_all = ["device", "target"])]
         source: bool,
+    },
+    /// Build QEMU with all features that a server has use for, and install it
+    Install {
+        /// A directory that only this installation is in
+        #[arg(long, default_value = install::DEFAULT_PREFIX)]
+        prefix: PathBuf,
+        /// Guest architecture
+        #[arg(long, value_enum, default_value = "x86_64")]
+        target: Target,
+        /// Options for QEMU's configure, for example --disable-spice
+        #[arg(last = true)]
+        options: Vec<String>,
+    },
+    /// Remove what install has installed
+    Uninstall {
+        /// The directory that it was installed into
+        #[arg(long, default_value = install::DEFAULT_PREFIX)]
+        prefix: PathBuf,
     },
     /// Boot a Linux guest that runs out of memory, without and with
     /// deflate-on-oom
@@ -134,6 +154,16 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Cmd::Path { source: true, .. } => println!("{}", Source::existing(&env)?.dir.display()),
         Cmd::Path { what, .. } => {
             println!("{}", built_qemu(&env, what.device, what.target)?.display());
+        }
+        Cmd::Install {
+            prefix,
+            target,
+            options,
+        } => print!("{}", install::install(&env, &prefix, target, &options)?),
+        Cmd::Uninstall { prefix } => {
+            for file in install::uninstall(&prefix)? {
+                env.say(&format!("not ours, and still there: {}", file.display()));
+            }
         }
         Cmd::Demo => return guest::demo(&env),
         Cmd::Guest { suite } => {

@@ -12,10 +12,10 @@ use xshell::{cmd, Shell};
 
 use crate::{
     apt,
-    build::Tools,
     env::{one_line, remove, sha256, Env},
     manifest,
     run::RunQuiet,
+    tools::Tools,
     version::QEMU,
 };
 

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! `cargo xtask install`: a QEMU for use outside of tests, below a directory of
+//! its own
+
+mod domain;
+mod features;
+mod prefix;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{anyhow, ensure, Context, Result};
+use serde::Deserialize;
+use xshell::cmd;
+
+pub use self::prefix::Prefix;
+use crate::{
+    apt,
+    build::{firmware, Build, Target},
+    env::{one_line, Env},
+    run::RunQuiet,
+};
+
+/// What meson writes on something that can be built
+#[derive(Deserialize)]
+struct MesonTarget {
+    installed: bool,
+    filename: Vec<PathBuf>,
+}
+
+/// Where it is installed if the user does not say
+pub const DEFAULT_PREFIX: &str = "/opt/qemu-virtio-balloon-rs";
+
+/// Build QEMU with all features, and install it.  Returns what the user puts
+/// into a domain of libvirt.
+///
+/// # Errors
+///
+/// Fails if the directory cannot be used, or QEMU cannot be built; then what was
+/// installed before is still there.
+pub fn install(env: &Env, dir: &Path, target: Target, options: &[String]) -> Result<String> {
+    let prefix = Prefix::new(dir)?;
+    prefix.check()?;
+    apt::ensure_packages(env, &features::packages(options))?;
+    let configure = features::configure_options(&prefix.dir, options);
+    let build =
+        Build::prepare_full(env, target, configure).map_err(|err| {
+            match features::advice(&format!("{err:#}")) {
+                Some(advice) => anyhow!("{}: {advice}", one_line(&err)),
+                None => err,
+            }
+        })?;
+    build.ninja(env, &installed_targets(&build)?)?;
+
+    env.say(&format!("installing into {}", prefix.dir.display()));
+    prefix.replace(|staging| {
+        let (sh, meson) = (build.shell()?, build.meson());
+        env.run(
+            "installing QEMU",
+            cmd!(sh, "{meson} install --no-rebuild").env("DESTDIR", staging),
+        )?;
+        let tree = prefix.below(staging);
+        copy_firmware(&tree)?;
+        // It works from anywhere.
+        let qemu = tree.join("bin").join(build.qemu_name());
+        cmd!(sh, "{qemu} --version").run_quiet()?;
+        Ok(tree)
+    })?;
+    let emulator = prefix.dir.join("bin").join(build.qemu_name());
+    domain::instructions(&emulator, target)
+}
+
+/// What is installed: a third of what is built if nothing is named, which has
+/// QEMU's tests.
+fn installed_targets(build: &Build) -> Result<Vec<String>> {
+    let json = fs::read_to_string(build.dir.join("meson-info/intro-targets.json"))
+        .context("meson has not written what it builds")?;
+    let targets: Vec<MesonTarget> = serde_json::from_str(&json)?;
+    let files = targets
+        .into_iter()
+        .filter(|target| target.installed)
+        .flat_map(|target| target.filename)
+        .filter_map(|path| Some(path.strip_prefix(&build.dir).ok()?.display().to_string()));
+    // The first one is what the user is told.
+    Ok([build.qemu_name()].into_iter().chain(files).collect())
+}
+
+/// Put the firmware that QEMU needs where it looks for it.  These are copies, so
+/// that an installation does not change with Debian's packages.
+fn copy_firmware(tree: &Path) -> Result<()> {
+    let data = tree.join("share/qemu");
+    let files = firmware()?;
+    ensure!(
+        files.iter().any(|path| path.ends_with("bios-256k.bin")),
+        "there is no firmware for guests: Debian's packages seabios, ipxe-qemu and \
+         qemu-system-data have it"
+    );
+    for path in files {
+        let dest = data.join(path.file_name().unwrap_or_default());
+        // QEMU brings some data of its own, which fits it.
+        if !dest.exists() {
+            fs::copy(&path, &dest).with_context(|| format!("cannot copy {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Remove what was installed; returns files that somebody else has put there.
+///
+/// # Errors
+///
+/// Fails if nothing was installed there, or a file cannot be removed.
+pub fn uninstall(dir: &Path) -> Result<Vec<PathBuf>> {
+    Prefix::new(dir)?.remove()
+}
