@@ -9,6 +9,15 @@
 //! QEMU's tree, and `patches/debian-source/overlays` follows
 //! `subprojects/*.wrap`.
 
+/// A file of Debian's source package
+#[derive(Clone, Copy, Debug)]
+pub struct PinnedFile {
+    /// Where it is below the mirror
+    pub path: &'static str,
+    /// Its SHA-256
+    pub sha256: &'static str,
+}
+
 /// What is known of a version of QEMU
 #[derive(Clone, Copy, Debug)]
 pub struct Version {
@@ -21,10 +30,10 @@ pub struct Version {
     pub tag: &'static str,
     /// The commit that the tag names, if known
     pub commit: Option<&'static str>,
-    /// Where Debian's source package has the tarball, below the mirror
-    pub tarball: &'static str,
-    /// SHA-256 of the tarball
-    pub tarball_sha256: &'static str,
+    /// The tarball of Debian's source package
+    pub tarball: PinnedFile,
+    /// Debian's packaging
+    pub packaging: PinnedFile,
     /// Upstream's repository
     pub repository: &'static str,
     /// The subprojects in the tarball that upstream keeps in other repositories
@@ -42,8 +51,14 @@ pub const QEMU: Version = Version {
     stable: "11.1",
     tag: "v11.1.1",
     commit: None,
-    tarball: "pool/main/q/qemu/qemu_11.1.1+ds.orig.tar.xz",
-    tarball_sha256: "0b1376e75dbe3e2fea4e408f8669f88a723f419f36a5b7d74cc6a4cfe07e4f5e",
+    tarball: PinnedFile {
+        path: "pool/main/q/qemu/qemu_11.1.1+ds.orig.tar.xz",
+        sha256: "0b1376e75dbe3e2fea4e408f8669f88a723f419f36a5b7d74cc6a4cfe07e4f5e",
+    },
+    packaging: PinnedFile {
+        path: "pool/main/q/qemu/qemu_11.1.1+ds-1.debian.tar.xz",
+        sha256: "870a1193f28ce522ac91f68100d75dce5527e08d8958344b389c9fa24b44968f",
+    },
     repository: "https://gitlab.com/qemu-project/qemu.git",
     subprojects: &[
         "berkeley-softfloat-3",
@@ -55,12 +70,14 @@ pub const QEMU: Version = Version {
     tree_sha256: "d883ce0050e1e14c96f009f237c5d8b1fdbffa4cea556b1ced6729974affac2c",
 };
 
-impl Version {
-    /// The name of the tarball
-    pub fn tarball_name(&self) -> &'static str {
-        self.tarball.rsplit('/').next().unwrap_or(self.tarball)
+impl PinnedFile {
+    /// The name of the file
+    pub fn name(&self) -> &'static str {
+        self.path.rsplit('/').next().unwrap_or(self.path)
     }
+}
 
+impl Version {
     /// Whether the series is meant for a tree with this in its file `VERSION`
     pub fn is_supported(&self, version: &str) -> bool {
         version
@@ -89,11 +106,13 @@ mod tests {
         assert!(v.is_supported(v.number));
         assert_eq!(v.tag, format!("v{}", v.number));
         assert_eq!(
-            v.tarball_name(),
+            v.tarball.name(),
             format!("qemu_{}+ds.orig.tar.xz", v.number)
         );
+        let packaging = format!("qemu_{}+ds-", v.number);
+        assert!(v.packaging.name().starts_with(&packaging));
         assert!(v.manifest.contains(v.number));
-        for hash in [v.tarball_sha256, v.tree_sha256] {
+        for hash in [v.tarball.sha256, v.packaging.sha256, v.tree_sha256] {
             assert_eq!(hash.len(), 64, "{hash}");
         }
     }

@@ -16,7 +16,7 @@ use crate::{
     build::{Build, Device, Target},
     env::Env,
     run::RunQuiet,
-    source::{mounted_files, patches_in, quirks, Source},
+    source::{local_patches, mounted_files, patches_in, Source},
 };
 
 /// Check that the exported series applies to the pristine source and results in
@@ -62,20 +62,20 @@ fn check_result(
     inner.change_dir(scratch);
     cmd!(inner, "git am -q {patches...}").run_quiet()?;
 
-    // What is checked out (with Debian's quirks on top, if any) and mounted
+    // What is checked out (with the patches that are not for upstream) and mounted
     let changed = cmd!(inner, "git diff --name-only pristine HEAD").read_quiet()?;
     let changed: BTreeSet<_> = changed.lines().collect();
     let built = cmd!(sh, "git diff --name-only pristine HEAD").read_quiet()?;
-    let quirks = quirks(env)?;
-    let quirks = cmd!(sh, "git apply --numstat {quirks...}").read_quiet()?;
-    let quirks: BTreeSet<_> = quirks
+    let local = local_patches(env)?;
+    let local = cmd!(sh, "git apply --numstat {local...}").read_quiet()?;
+    let local: BTreeSet<_> = local
         .lines()
         .filter_map(|line| line.split('\t').nth(2))
         .collect();
 
     for file in &changed {
         let (a, b) = (scratch.join(file), source.dir.join(file));
-        let same = if quirks.contains(file) {
+        let same = if local.contains(file) {
             true
         } else if a.is_symlink() {
             fs::read_link(&a)? == fs::read_link(&b)?
@@ -86,7 +86,7 @@ fn check_result(
     }
     for file in built.lines() {
         ensure!(
-            changed.contains(file) || quirks.contains(file),
+            changed.contains(file) || local.contains(file),
             "{file} is changed in the tree, but not by the series"
         );
     }

@@ -23,7 +23,7 @@ use xshell::{cmd, Shell};
 pub use self::{
     crates::forget_crates,
     mount::mounted_files,
-    obtain::{pinned_tarball, untar},
+    obtain::{pinned_file, pinned_tarball, untar},
 };
 use self::{
     crates::PACKAGE_CACHE,
@@ -144,14 +144,13 @@ impl Source {
             .is_empty())
     }
 
-    /// The patches for Debian's tarball, if this is it, and those of the series
+    /// The patches that are not for upstream, and those of the series
     fn patches(&self, env: &Env) -> Result<[Vec<PathBuf>; 2]> {
-        let quirks = if self.is_debian()? {
-            quirks(env)?
-        } else {
-            Vec::new()
-        };
-        Ok([quirks, patches_in(&env.repo.join("patches/qemu"))?])
+        let mut local = patches_for_libvirt(env)?;
+        if self.is_debian()? {
+            local.extend(patches_for_tarball(env)?);
+        }
+        Ok([local, patches_in(&env.repo.join("patches/qemu"))?])
     }
 
     /// Where it is written which patches the tree has
@@ -234,7 +233,7 @@ impl Source {
             key: self.key.clone(),
         };
         if this.is_debian()? {
-            let patches = quirks(env)?;
+            let patches = patches_for_tarball(env)?;
             let inner = this.git()?;
             cmd!(inner, "git am -q --keep-cr {patches...}").run_quiet()?;
         }
@@ -280,12 +279,12 @@ fn am_in_worktree(sh: &Shell, scratch: &Path, patches: &[Vec<PathBuf>; 2]) -> Re
     cmd!(sh, "git worktree add -q --detach {scratch} pristine").run_quiet()?;
     let inner = sh.clone();
     inner.change_dir(scratch);
-    let [quirks, series] = patches;
+    let [local, series] = patches;
     let am = |some: &[PathBuf]| match some {
         [] => Ok(()),
         some => cmd!(inner, "git am -q --keep-cr {some...}").run_quiet(),
     };
-    let result = am(quirks)
+    let result = am(local)
         .and_then(|()| cmd!(inner, "git tag -f {BASE}").run_quiet())
         .and_then(|()| am(series));
     let commit = cmd!(inner, "git rev-parse HEAD").read_quiet();
@@ -294,13 +293,30 @@ fn am_in_worktree(sh: &Shell, scratch: &Path, patches: &[Vec<PathBuf>; 2]) -> Re
     commit
 }
 
+/// The patches that are not for upstream: the trees that are built have them, but
+/// not the exported series
+///
+/// # Errors
+///
+/// Fails if a directory cannot be read.
+pub fn local_patches(env: &Env) -> Result<Vec<PathBuf>> {
+    let mut patches = patches_for_libvirt(env)?;
+    patches.extend(patches_for_tarball(env)?);
+    Ok(patches)
+}
+
 /// The patches for what is different in Debian's tarball
+fn patches_for_tarball(env: &Env) -> Result<Vec<PathBuf>> {
+    patches_in(&env.repo.join("patches/debian-source"))
+}
+
+/// The patches that let the libvirt of Debian's releases work with QEMU
 ///
 /// # Errors
 ///
 /// Fails if the directory cannot be read.
-pub fn quirks(env: &Env) -> Result<Vec<PathBuf>> {
-    patches_in(&env.repo.join("patches/debian-source"))
+pub fn patches_for_libvirt(env: &Env) -> Result<Vec<PathBuf>> {
+    patches_in(&env.repo.join("patches/libvirt"))
 }
 
 /// The patches in a directory, in order

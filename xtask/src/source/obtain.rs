@@ -16,7 +16,7 @@ use crate::{
     manifest,
     run::RunQuiet,
     tools::Tools,
-    version::QEMU,
+    version::{PinnedFile, QEMU},
 };
 
 /// The variable that names a directory with source tarballs
@@ -32,10 +32,11 @@ fn variable(name: &str) -> Option<String> {
 
 /// Get the source that the series is made for, from where it can be had.
 pub(super) fn obtain(env: &Env, dir: &Path) -> Result<()> {
-    if let Some(tarball) = tarball_in(variable(SOURCES_VAR).as_deref())? {
+    if let Some(tarball) = file_in(variable(SOURCES_VAR).as_deref(), &QEMU.tarball)? {
         return untar(env, &tarball, dir);
     }
-    let Err(no_tarball) = download_tarball(env).and_then(|tarball| untar(env, &tarball, dir))
+    let Err(no_tarball) =
+        download(env, &QEMU.tarball).and_then(|tarball| untar(env, &tarball, dir))
     else {
         return Ok(());
     };
@@ -43,7 +44,7 @@ pub(super) fn obtain(env: &Env, dir: &Path) -> Result<()> {
     let url = variable(REPOSITORY_VAR).unwrap_or_else(|| QEMU.repository.to_owned());
     env.say(&format!(
         "cannot get {} from Debian's mirror: trying {url}",
-        QEMU.tarball_name()
+        QEMU.tarball.name()
     ));
     remove(dir)?;
     clone_of_upstream(env, &url, dir).map_err(|no_clone| {
@@ -54,7 +55,7 @@ pub(super) fn obtain(env: &Env, dir: &Path) -> Result<()> {
             QEMU.number,
             one_line(&no_tarball),
             one_line(&no_clone),
-            QEMU.tarball_name()
+            QEMU.tarball.name()
         )
     })
 }
@@ -66,41 +67,51 @@ pub(super) fn obtain(env: &Env, dir: &Path) -> Result<()> {
 /// Fails if it is neither in the directory that the user has named nor on
 /// Debian's mirror.
 pub fn pinned_tarball(env: &Env) -> Result<PathBuf> {
-    match tarball_in(variable(SOURCES_VAR).as_deref())? {
-        Some(tarball) => Ok(tarball),
-        None => download_tarball(env),
+    pinned_file(env, &QEMU.tarball)
+}
+
+/// A pinned file of Debian's source package
+///
+/// # Errors
+///
+/// Fails if it is neither in the directory that the user has named nor on
+/// Debian's mirror.
+pub fn pinned_file(env: &Env, file: &PinnedFile) -> Result<PathBuf> {
+    match file_in(variable(SOURCES_VAR).as_deref(), file)? {
+        Some(path) => Ok(path),
+        None => download(env, file),
     }
 }
 
-/// The pinned tarball in a directory, if the directory has it
-fn tarball_in(dir: Option<&str>) -> Result<Option<PathBuf>> {
+/// A pinned file in a directory, if the directory has it
+fn file_in(dir: Option<&str>, file: &PinnedFile) -> Result<Option<PathBuf>> {
     let Some(dir) = dir else {
         return Ok(None);
     };
     ensure!(
         Path::new(dir).is_dir(),
         "{SOURCES_VAR}={dir}: there is no such directory; unset it, or name one with {}",
-        QEMU.tarball_name()
+        file.name()
     );
-    let tarball = Path::new(dir).join(QEMU.tarball_name());
-    if !tarball.exists() {
+    let path = Path::new(dir).join(file.name());
+    if !path.exists() {
         return Ok(None);
     }
     ensure!(
-        sha256(&tarball)? == QEMU.tarball_sha256,
-        "{} is not the tarball of QEMU {} (its SHA-256 is not {}); remove or replace it",
-        tarball.display(),
+        sha256(&path)? == file.sha256,
+        "{} is not that of QEMU {} (its SHA-256 is not {}); remove or replace it",
+        path.display(),
         QEMU.number,
-        QEMU.tarball_sha256
+        file.sha256
     );
-    Ok(Some(tarball))
+    Ok(Some(path))
 }
 
-fn download_tarball(env: &Env) -> Result<PathBuf> {
-    let tarball = env.cache.join("dl").join(QEMU.tarball_name());
-    let uri = apt::mirror(env)? + QEMU.tarball;
-    apt::download(env, &uri, &tarball, QEMU.tarball_sha256)?;
-    Ok(tarball)
+fn download(env: &Env, file: &PinnedFile) -> Result<PathBuf> {
+    let path = env.cache.join("dl").join(file.name());
+    let uri = apt::mirror(env)? + file.path;
+    apt::download(env, &uri, &path, file.sha256)?;
+    Ok(path)
 }
 
 /// Clone upstream's repository; the result has the files of the pinned tarball.
@@ -226,11 +237,12 @@ mod tests {
     fn tarballs_of_the_user() {
         let tmp = tempfile::tempdir().unwrap();
         let dir = tmp.path().to_str();
-        let error = |sources: Option<&str>| tarball_in(sources).unwrap_err().to_string();
-        assert_eq!(tarball_in(None).unwrap(), None);
-        assert_eq!(tarball_in(dir).unwrap(), None);
+        let error =
+            |sources: Option<&str>| file_in(sources, &QEMU.tarball).unwrap_err().to_string();
+        assert_eq!(file_in(None, &QEMU.tarball).unwrap(), None);
+        assert_eq!(file_in(dir, &QEMU.tarball).unwrap(), None);
 
-        let tarball = tmp.path().join(QEMU.tarball_name());
+        let tarball = tmp.path().join(QEMU.tarball.name());
         fs::write(&tarball, "something else").unwrap();
         assert!(error(dir).contains(tarball.to_str().unwrap()));
         let nowhere = tmp.path().join("nowhere");
