@@ -11,7 +11,11 @@ use std::{
 use anyhow::{bail, Context, Result};
 use xshell::{cmd, Cmd, Shell};
 
-use crate::{env::Env, run::RunQuiet};
+use crate::{
+    env::{one_line, Env},
+    run::RunQuiet,
+    version::KERNELS,
+};
 
 /// What is needed to build QEMU and to run its tests
 pub const BUILD_PACKAGES: &[&str] = &[
@@ -52,6 +56,79 @@ fn is_installed(sh: &Shell, package: &str) -> bool {
         .is_ok_and(|status| status.contains("ok installed"))
 }
 
+/// Whether apt has a package to install.
+///
+/// # Errors
+///
+/// Fails if there is no apt.
+pub fn is_available(package: &str) -> Result<bool> {
+    let sh = Shell::new()?;
+    let policy = cmd!(sh, "apt-cache policy {package}")
+        .env("LC_ALL", "C")
+        .read_quiet()?;
+    Ok(has_candidate(&policy))
+}
+
+/// Whether the output of `apt-cache policy` has a version that can be installed
+fn has_candidate(policy: &str) -> bool {
+    policy
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Candidate: "))
+        .is_some_and(|version| version != "(none)")
+}
+
+/// Whether there are Debian packages here
+pub fn is_debian() -> bool {
+    Shell::new().is_ok_and(|sh| cmd!(sh, "dpkg-query --version").read_quiet().is_ok())
+}
+
+/// What somebody who is not root is told
+pub fn please_install(missing: &[&str]) -> String {
+    format!(
+        "Debian packages are missing; please run: sudo apt-get install {}",
+        missing.join(" ")
+    )
+}
+
+/// Why nothing can be downloaded from the mirror, if so
+///
+/// # Errors
+///
+/// Fails if there is no temporary directory.
+pub fn unreachable(env: &Env) -> Result<Option<String>> {
+    let mirror = match mirror(env) {
+        Ok(mirror) => mirror,
+        Err(err) => return Ok(Some(format!("{err:#}"))),
+    };
+    let dir = env.temp_dir("mirror")?;
+    let (sh, dest) = (Shell::new()?, dir.path().join("InRelease"));
+    // Each mirror has this.
+    let uri = format!("{mirror}dists/{}/InRelease", KERNELS[0].0);
+    let options = ["-oAcquire::Retries=0", "-oAcquire::http::Timeout=20"];
+    let result = cmd!(
+        sh,
+        "/usr/lib/apt/apt-helper {options...} download-file {uri} {dest}"
+    )
+    .run_quiet();
+    Ok(result
+        .err()
+        .map(|err| format!("the mirror {mirror} does not answer: {}", one_line(&err))))
+}
+
+/// The packages that are not installed
+///
+/// # Errors
+///
+/// Fails if there is no current directory.
+pub fn missing<'a>(packages: &[&'a str]) -> Result<Vec<&'a str>> {
+    let sh = Shell::new()?;
+    Ok(packages
+        .iter()
+        .copied()
+        .filter(|package| !is_installed(&sh, package))
+        .collect())
+}
+
 /// Install the packages that are missing.
 ///
 /// # Errors
@@ -59,26 +136,19 @@ fn is_installed(sh: &Shell, package: &str) -> bool {
 /// Fails if there are missing packages and the user is not root; the error
 /// names them and the command that installs them.
 pub fn ensure_packages(env: &Env, packages: &[&str]) -> Result<()> {
-    let sh = Shell::new()?;
-    if cmd!(sh, "dpkg-query --version").read_quiet().is_err() {
+    if !is_debian() {
         env.say("not a Debian system: assuming that all build dependencies are installed");
         return Ok(());
     }
-    let missing: Vec<_> = packages
-        .iter()
-        .filter(|package| !is_installed(&sh, package))
-        .collect();
+    let missing = missing(packages)?;
     if missing.is_empty() {
         return Ok(());
     }
-    let list = missing
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(" ");
     if !is_root() {
-        bail!("Debian packages are missing; please run: sudo apt-get install {list}");
+        bail!(please_install(&missing));
     }
+    let list = missing.join(" ");
+    let sh = Shell::new()?;
 
     update(env, &sh)?;
     env.run(
@@ -279,6 +349,15 @@ http://mirror.example/debian/ Debian/Debian
         );
         assert_eq!(main_archive("http://x.example/ubuntu Ubuntu/Ubuntu"), None);
         assert_eq!(main_archive(""), None);
+    }
+
+    #[test]
+    fn candidates() {
+        assert!(has_candidate("x:\n  Installed: (none)\n  Candidate: 1.2\n"));
+        assert!(!has_candidate(
+            "x:\n  Installed: (none)\n  Candidate: (none)\n"
+        ));
+        assert!(!has_candidate(""));
     }
 
     #[test]

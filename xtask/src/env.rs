@@ -119,17 +119,28 @@ impl Env {
     ///
     /// Fails if there is too little space.
     pub fn need_space(&self, gib: u64) -> Result<()> {
+        match self.lack_of_space(gib)? {
+            Some(problem) => bail!(problem),
+            None => Ok(()),
+        }
+    }
+
+    /// What is wrong if the disk of the cache has less than `gib` GiB left
+    ///
+    /// # Errors
+    ///
+    /// Fails if that cannot be found out.
+    pub fn lack_of_space(&self, gib: u64) -> Result<Option<String>> {
         let stat = statvfs(&self.cache)?;
         let free = stat.blocks_available() * stat.fragment_size();
-        if free < gib << 30 {
-            bail!(
+        Ok((free < gib << 30).then(|| {
+            format!(
                 "{} has {} MiB left, but about {gib} GiB are needed; free some space or set \
                  XDG_CACHE_HOME to a directory on another disk",
                 self.cache.display(),
                 free >> 20
-            );
-        }
-        Ok(())
+            )
+        }))
     }
 }
 

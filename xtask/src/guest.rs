@@ -136,6 +136,11 @@ pub fn provision(env: &Env, suite: &str) -> Result<Assets> {
     }
 }
 
+/// Whether the guest of the demo is there.
+pub fn is_provisioned(env: &Env) -> bool {
+    guest_dir(env, SUITE).join("release").exists()
+}
+
 /// Get the kernel that a Debian suite has now.
 ///
 /// # Errors
@@ -263,13 +268,13 @@ fn load_order(dep: &str, builtin: &str, wanted: &[&str]) -> Result<Vec<String>> 
     Ok(order)
 }
 
-/// The QEMU of the distribution, for migration from and to it, and its version;
-/// `None` if there is none, and the user cannot install it.
+/// The QEMU of the distribution that is installed, and its version; `None` if
+/// there is none, and the user cannot install it.
 ///
 /// # Errors
 ///
 /// Fails if the package cannot be installed.
-pub fn stock_qemu(env: &Env) -> Result<Option<(PathBuf, String)>> {
+pub fn installed_qemu(env: &Env) -> Result<Option<(PathBuf, String)>> {
     let path = PathBuf::from("/usr/bin/qemu-system-x86_64");
     if !path.exists() {
         if !apt::is_root() {
@@ -278,7 +283,17 @@ pub fn stock_qemu(env: &Env) -> Result<Option<(PathBuf, String)>> {
         }
         apt::ensure_packages(env, &["qemu-system-x86"])?;
     }
-    let Some(version) = qemu_version(&path) else {
+    Ok(qemu_version(&path).map(|version| (path, version)))
+}
+
+/// The QEMU of the distribution, for migration from and to it, and its version;
+/// `None` if there is none, and the user cannot install it.
+///
+/// # Errors
+///
+/// Fails if the package cannot be installed.
+pub fn stock_qemu(env: &Env) -> Result<Option<(PathBuf, String)>> {
+    let Some((path, version)) = installed_qemu(env)? else {
         return Ok(None);
     };
     // The emulation of the CPU in QEMU 7.2 has bugs that recent kernels trigger.

@@ -11,6 +11,7 @@ mod guest_policies;
 mod install;
 mod manifest;
 mod policy;
+mod preflight;
 mod run;
 mod series;
 mod source;
@@ -26,6 +27,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     build::{built_qemu, Build, Device, Target},
     env::Env,
+    preflight::Needs,
     source::Source,
     test::Suite,
     version::QEMU,
@@ -143,8 +145,26 @@ enum Cmd {
     },
 }
 
+impl Cmd {
+    /// What has to be there before the command starts
+    fn needs(&self) -> Result<Option<Needs>> {
+        Ok(Some(match self {
+            Self::Build { .. } | Self::Series { .. } => Needs::build(),
+            Self::Install {
+                prefix, options, ..
+            } => install::needs(prefix, options)?,
+            Self::Demo | Self::Guest { .. } | Self::Bench { .. } => Needs::guest(),
+            Self::Test { suites, .. } => test::needs(suites),
+            Self::Path { .. } | Self::Uninstall { .. } | Self::Manifest => return Ok(None),
+        }))
+    }
+}
+
 fn run(cli: Cli) -> Result<ExitCode> {
     let env = Env::new(cli.quiet)?;
+    if let Some(needs) = cli.command.needs()? {
+        needs.check(&env)?;
+    }
     match cli.command {
         Cmd::Build { what, qemu_src } => {
             let build = Build::prepare(&env, what.device, what.target, qemu_src.as_deref())?;

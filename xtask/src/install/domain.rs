@@ -2,47 +2,58 @@
 
 //! How libvirt is told to use what was installed
 
-use std::path::Path;
+use std::{
+    fs::{self, File},
+    io::ErrorKind,
+    path::Path,
+};
 
-use anyhow::Result;
-use xshell::{cmd, Shell};
-
-use crate::{build::Target, run::RunQuiet};
+use crate::build::Target;
 
 /// A domain that can be started as it is
 const DOMAIN: &str = include_str!("domain.xml");
 
-/// What the user copies into a domain of libvirt, and for a PC a whole domain
-///
-/// # Errors
-///
-/// Fails if there is no current directory.
-pub fn instructions(emulator: &Path, target: Target) -> Result<String> {
-    let line = format!("<emulator>{}</emulator>\n", emulator.display());
-    Ok(if target == Target::X86_64 {
-        format!("{line}\n{}", domain(emulator, has_kvm(emulator)?))
-    } else {
-        line
-    })
+/// What the user copies into a domain of libvirt, and for a PC a whole domain;
+/// and what has to be done before that works
+pub fn instructions(prefix: &Path, emulator: &Path, target: Target) -> String {
+    let mut text = format!("<emulator>{}</emulator>\n", emulator.display());
+    let enabled = fs::read_to_string("/sys/module/apparmor/parameters/enabled");
+    if enabled.is_ok_and(|enabled| enabled.trim() == "Y") {
+        text.push_str(&apparmor(prefix));
+    }
+    if target == Target::X86_64 {
+        text = format!("{text}\n{}", domain(emulator));
+    }
+    text
 }
 
-/// Whether a virtual machine can have KVM: there are hosts on which `/dev/kvm`
-/// can be opened, but nothing more.
-fn has_kvm(emulator: &Path) -> Result<bool> {
-    let sh = Shell::new()?;
-    let machine = ["-machine", "none", "-nodefaults", "-display", "none"];
-    Ok(
-        cmd!(sh, "{emulator} -accel kvm {machine...} -monitor stdio")
-            .stdin("quit\n")
-            .run_quiet()
-            .is_ok(),
+/// How `AppArmor` is told that libvirt may start this QEMU: Debian's profiles only
+/// have programs below /usr.
+fn apparmor(prefix: &Path) -> String {
+    let local = "/etc/apparmor.d/local";
+    let prefix = prefix.display();
+    format!(
+        "
+AppArmor is active, and does not let libvirt start QEMU from here.  As root, once:
+
+  echo '{prefix}/bin/* PUx,' >> {local}/usr.sbin.libvirtd
+  mkdir -p {local}/abstractions
+  printf '%s\\n' '{prefix}/bin/* rmix,' '{prefix}/lib/** mr,' '{prefix}/share/** r,' \\
+    >> {local}/abstractions/libvirt-qemu
+  systemctl reload apparmor
+"
     )
 }
 
+/// Whether the kernel has KVM.  Containers can have the file without it.
+fn has_kvm() -> bool {
+    File::open("/dev/kvm").map_or_else(|err| err.kind() == ErrorKind::PermissionDenied, |_| true)
+}
+
 /// A domain of a PC
-fn domain(emulator: &Path, kvm: bool) -> String {
+pub fn domain(emulator: &Path) -> String {
     DOMAIN
-        .replace("@TYPE@", if kvm { "kvm" } else { "qemu" })
+        .replace("@TYPE@", if has_kvm() { "kvm" } else { "qemu" })
         .replace("@EMULATOR@", &emulator.display().to_string())
 }
 
@@ -51,21 +62,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn rules_for_apparmor() {
+        let text = apparmor(Path::new("/opt/x"));
+        assert!(text.contains("'/opt/x/bin/* PUx,'"), "{text}");
+        assert!(
+            text.contains("printf '%s\\n' '/opt/x/bin/* rmix,'"),
+            "{text}"
+        );
+    }
+
+    #[test]
     fn the_domain_is_complete() {
         let emulator = Path::new("/opt/x/bin/qemu-system-x86_64");
-        for (kvm, kind) in [(true, "kvm"), (false, "qemu")] {
-            let xml = domain(emulator, kvm);
-            assert!(!xml.contains('@'), "{xml}");
-            let doc = roxmltree::Document::parse(&xml).unwrap();
-            let root = doc.root_element();
-            assert_eq!(root.attribute("type"), Some(kind));
-            let text = |tag| root.descendants().find(|n| n.has_tag_name(tag))?.text();
-            assert_eq!(text("emulator"), emulator.to_str());
-        }
-        let others = instructions(emulator, Target::S390x).unwrap();
-        assert!(!others.contains("<domain"));
-        // There is no such program.
-        let ours = instructions(emulator, Target::X86_64).unwrap();
-        assert!(ours.contains("<domain type='qemu'>"));
+        let xml = domain(emulator);
+        assert!(!xml.contains('@'), "{xml}");
+        let doc = roxmltree::Document::parse(&xml).unwrap();
+        let root = doc.root_element();
+        assert!(["kvm", "qemu"].map(Some).contains(&root.attribute("type")));
+        let text = |tag| root.descendants().find(|n| n.has_tag_name(tag))?.text();
+        assert_eq!(text("emulator"), emulator.to_str());
+        let printed = |target| instructions(Path::new("/opt/x"), emulator, target);
+        assert!(!printed(Target::S390x).contains("<domain"));
+        assert!(printed(Target::X86_64).contains("<domain"));
     }
 }

@@ -16,11 +16,13 @@ use anyhow::{anyhow, ensure, Context, Result};
 use serde::Deserialize;
 use xshell::cmd;
 
-pub use self::prefix::Prefix;
+pub use self::domain::domain;
+use self::prefix::Prefix;
 use crate::{
     apt,
     build::{firmware, Build, Target},
     env::{one_line, Env},
+    preflight::Needs,
     run::RunQuiet,
 };
 
@@ -34,6 +36,18 @@ struct MesonTarget {
 /// Where it is installed if the user does not say
 pub const DEFAULT_PREFIX: &str = "/opt/qemu-virtio-balloon-rs";
 
+/// What it takes to do so
+///
+/// # Errors
+///
+/// Fails if the directory cannot be one.
+pub fn needs(dir: &Path, options: &[String]) -> Result<Needs> {
+    Ok(Needs {
+        problems: Prefix::new(dir)?.problems()?,
+        ..Needs::build().with(&features::packages(options))
+    })
+}
+
 /// Build QEMU with all features, and install it.  Returns what the user puts
 /// into a domain of libvirt.
 ///
@@ -43,7 +57,6 @@ pub const DEFAULT_PREFIX: &str = "/opt/qemu-virtio-balloon-rs";
 /// installed before is still there.
 pub fn install(env: &Env, dir: &Path, target: Target, options: &[String]) -> Result<String> {
     let prefix = Prefix::new(dir)?;
-    prefix.check()?;
     apt::ensure_packages(env, &features::packages(options))?;
     let configure = features::configure_options(&prefix.dir, options);
     let build =
@@ -70,7 +83,7 @@ pub fn install(env: &Env, dir: &Path, target: Target, options: &[String]) -> Res
         Ok(tree)
     })?;
     let emulator = prefix.dir.join("bin").join(build.qemu_name());
-    domain::instructions(&emulator, target)
+    Ok(domain::instructions(&prefix.dir, &emulator, target))
 }
 
 /// What is installed: a third of what is built if nothing is named, which has
@@ -86,6 +99,22 @@ fn installed_targets(build: &Build) -> Result<Vec<String>> {
         .filter_map(|path| Some(path.strip_prefix(&build.dir).ok()?.display().to_string()));
     // The first one is what the user is told.
     Ok([build.qemu_name()].into_iter().chain(files).collect())
+}
+
+/// Where QEMU for PCs was installed
+///
+/// # Errors
+///
+/// Fails if it was not.
+pub fn emulator(prefix: &Path) -> Result<PathBuf> {
+    let name = format!("qemu-system-{}", Target::X86_64.name());
+    let path = Prefix::new(prefix)?.dir.join("bin").join(name);
+    ensure!(
+        path.exists(),
+        "{} is not installed: run cargo xtask install, or name another --prefix",
+        path.display()
+    );
+    Ok(path)
 }
 
 /// Put the firmware that QEMU needs where it looks for it.  These are copies, so

@@ -54,12 +54,13 @@ impl Prefix {
         root.join(self.dir.strip_prefix("/").unwrap_or(&self.dir))
     }
 
-    /// Find out whether QEMU can be installed here, before it is built.
+    /// Why QEMU cannot be installed here, as far as that is known before it is
+    /// built
     ///
     /// # Errors
     ///
-    /// Fails with all reasons why not.
-    pub fn check(&self) -> Result<()> {
+    /// Fails if a directory cannot be looked at.
+    pub fn problems(&self) -> Result<Vec<String>> {
         let mut problems: Vec<_> = self.foreign()?.into_iter().collect();
         let existing: Vec<_> = self.parent.ancestors().filter(|dir| dir.exists()).collect();
         for dir in &existing {
@@ -81,13 +82,7 @@ impl Prefix {
                 ));
             }
         }
-        ensure!(
-            problems.is_empty(),
-            "cannot install into {}: {}",
-            self.dir.display(),
-            problems.join("; ")
-        );
-        Ok(())
+        Ok(problems)
     }
 
     /// Why the directory is not ours to be replaced, if it is not
@@ -96,9 +91,10 @@ impl Prefix {
             return Ok(None);
         }
         let Some(files) = self.manifest()? else {
-            return Ok(Some(
-                "it exists, and was not made by cargo xtask install".to_owned(),
-            ));
+            return Ok(Some(format!(
+                "{} exists, and was not made by cargo xtask install",
+                self.dir.display()
+            )));
         };
         let foreign = files_in(&self.dir)?
             .into_iter()
@@ -265,7 +261,7 @@ mod tests {
     }
 
     fn reasons(prefix: &Prefix) -> String {
-        prefix.check().unwrap_err().to_string()
+        prefix.problems().unwrap().join("; ")
     }
 
     /// A prefix in a directory that everybody can enter
@@ -279,9 +275,9 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let prefix = prefix_in(tmp.path());
         let program = prefix.dir.join("bin/qemu");
-        prefix.check().unwrap();
+        assert_eq!(reasons(&prefix), "");
         install(&prefix, "1").unwrap();
-        prefix.check().unwrap();
+        assert_eq!(reasons(&prefix), "");
         install(&prefix, "2").unwrap();
         assert_eq!(fs::read_to_string(&program).unwrap(), "2");
         assert_eq!(fs::read_dir(tmp.path().join("a")).unwrap().count(), 1);
@@ -320,7 +316,7 @@ mod tests {
         let tmp = tempfile::tempdir().unwrap();
         let prefix = prefix_in(tmp.path());
         fs::create_dir_all(&prefix.dir).unwrap();
-        prefix.check().unwrap();
+        assert_eq!(reasons(&prefix), "");
         fs::write(prefix.dir.join("x"), "").unwrap();
         assert!(reasons(&prefix).contains("not made by"));
         prefix.remove().unwrap_err();

@@ -25,6 +25,7 @@ use self::{
 use crate::{
     build::{build_both, Build, Device, Target},
     env::Env,
+    preflight::Needs,
     run::{shell_in, RunQuiet},
     series,
 };
@@ -45,6 +46,9 @@ pub enum Suite {
     /// The exported series of patches
     Series,
 }
+
+/// The exit code that tells meson that nothing could be tested
+const SKIPPED: u8 = 77;
 
 /// What the user has chosen
 #[derive(Args)]
@@ -75,6 +79,21 @@ pub struct Options {
     each: bool,
 }
 
+/// What it takes to run these suites, or all of them
+pub fn needs(suites: &[Suite]) -> Needs {
+    let only = |which: &[Suite]| !suites.is_empty() && suites.iter().all(|s| which.contains(s));
+    if only(&[
+        Suite::Unit,
+        Suite::Qtest,
+        Suite::Differential,
+        Suite::Series,
+    ]) {
+        Needs::build()
+    } else {
+        Needs::guest()
+    }
+}
+
 /// Run the given suites, or all of them.
 ///
 /// # Errors
@@ -89,8 +108,8 @@ pub fn run(env: &Env, suites: &[Suite], options: &Options) -> Result<ExitCode> {
         &Suite::value_variants()
             .iter()
             .copied()
-            // It needs builds of its own, which nobody has otherwise.
-            .filter(|suite| *suite != Suite::Sanitize)
+            // They need builds of their own, which nobody has otherwise.
+            .filter(|suite| !matches!(suite, Suite::Sanitize))
             .collect::<Vec<_>>()
     } else {
         suites
@@ -121,10 +140,18 @@ pub fn run(env: &Env, suites: &[Suite], options: &Options) -> Result<ExitCode> {
         "{} passed, {} failed, {} skipped",
         total.passed, total.failed, total.skipped
     );
-    Ok(if total.failed == 0 && total.passed > 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
+    Ok(match total {
+        Count {
+            failed: 0,
+            passed: 1..,
+            ..
+        } => ExitCode::SUCCESS,
+        Count {
+            failed: 0,
+            skipped: 1..,
+            ..
+        } => ExitCode::from(SKIPPED),
+        _ => ExitCode::FAILURE,
     })
 }
 

@@ -96,7 +96,7 @@ pub fn meson_test(
     Ok(count)
 }
 
-fn parse_junit(xml: &str) -> Result<Count> {
+pub fn parse_junit(xml: &str) -> Result<Count> {
     let doc = roxmltree::Document::parse(xml).context("meson's test log is not valid XML")?;
     let mut count = Count::default();
     for case in doc.descendants().filter(|n| n.has_tag_name("testcase")) {
