@@ -4,7 +4,7 @@
 
 use std::{
     env::var_os,
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     fs,
     path::{Path, PathBuf},
 };
@@ -158,7 +158,18 @@ pub struct Build {
     pub source: Source,
     kind: Kind,
     tools: Tools,
-    ccache: PathBuf,
+    ccache: Vec<(&'static str, OsString)>,
+}
+
+/// Environment variables for ccache: builds share what is the same in all, and
+/// the cache is with everything else, unless the user says otherwise.
+pub fn ccache_env(env: &Env) -> Vec<(&'static str, OsString)> {
+    let dir = var_os("CCACHE_DIR").unwrap_or_else(|| env.cache.join("ccache").into());
+    vec![
+        ("CCACHE_BASEDIR", env.cache.clone().into()),
+        ("CCACHE_NOHASHDIR", "1".into()),
+        ("CCACHE_DIR", dir),
+    ]
 }
 
 /// Where the build for a source tree is, whether or not it exists
@@ -248,7 +259,7 @@ impl Build {
             source,
             kind,
             tools: Tools::provide(env, device == Device::Rust)?,
-            ccache: env.cache.join("ccache"),
+            ccache: ccache_env(env),
         })
     }
 
@@ -271,11 +282,8 @@ impl Build {
     pub fn shell(&self) -> Result<Shell> {
         let sh = shell_in(&self.dir)?;
         sh.set_var("PATH", self.tools.path());
-        // Have the builds for C and Rust share what is the same in both.
-        sh.set_var("CCACHE_BASEDIR", self.ccache.parent().unwrap_or(&self.dir));
-        sh.set_var("CCACHE_NOHASHDIR", "1");
-        if var_os("CCACHE_DIR").is_none() {
-            sh.set_var("CCACHE_DIR", &self.ccache);
+        for (name, value) in &self.ccache {
+            sh.set_var(name, value);
         }
         Ok(sh)
     }

@@ -5,6 +5,7 @@
 mod apt;
 mod bench;
 mod build;
+mod deb;
 mod env;
 mod guest;
 mod guest_policies;
@@ -93,6 +94,12 @@ enum Cmd {
         #[arg(long, default_value = install::DEFAULT_PREFIX)]
         prefix: PathBuf,
     },
+    /// Build Debian packages that replace qemu-system-x86
+    Deb {
+        /// Directory for the packages [default: deb in the cache]
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
     /// Boot a Linux guest that runs out of memory, without and with
     /// deflate-on-oom
     Demo,
@@ -153,6 +160,7 @@ impl Cmd {
             Self::Install {
                 prefix, options, ..
             } => install::needs(prefix, options)?,
+            Self::Deb { .. } => deb::needs(),
             Self::Demo | Self::Guest { .. } | Self::Bench { .. } => Needs::guest(),
             Self::Test { suites, .. } => test::needs(suites),
             Self::Path { .. } | Self::Uninstall { .. } | Self::Manifest => return Ok(None),
@@ -183,6 +191,11 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Cmd::Uninstall { prefix } => {
             for file in install::uninstall(&prefix)? {
                 env.say(&format!("not ours, and still there: {}", file.display()));
+            }
+        }
+        Cmd::Deb { out } => {
+            for package in deb::deb(&env, out.as_deref())? {
+                println!("{}", package.display());
             }
         }
         Cmd::Demo => return guest::demo(&env),
