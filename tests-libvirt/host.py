@@ -30,8 +30,8 @@ for dir in etc lib cache log run; do
     mkdir -p "$to"
     mount --bind "$0/$dir" "$to"
 done
-virtlogd -f /etc/libvirt/virtlogd.conf &
-libvirtd -f /etc/libvirt/libvirtd.conf &
+virtlogd -f /etc/libvirt/virtlogd.conf -p /run/libvirt/virtlogd.pid &
+libvirtd -f /etc/libvirt/libvirtd.conf -p /run/libvirt/libvirtd.pid &
 wait
 '''
 
@@ -62,10 +62,13 @@ class Daemon:
         for name, path in PRIVATE.items():
             if name != 'etc':
                 os.mkdir(os.path.join(directory, name), 0o755)
-        # the guests' sockets and files
+        # Files of guests, and their sockets, which have the same name on all
+        # hosts, but are not the same
         self.vm_dir = os.path.join(directory, 'vm')
-        os.mkdir(self.vm_dir)
-        os.chmod(self.vm_dir, 0o1777)
+        self.console_dir = os.path.join(directory, 'run', 'consoles')
+        for path in (self.vm_dir, self.console_dir):
+            os.mkdir(path)
+            os.chmod(path, 0o1777)
         self.configure()
         self.log = open(os.path.join(directory, 'daemon.log'), 'wb')
         self.process = subprocess.Popen(
@@ -75,6 +78,9 @@ class Daemon:
             stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
         self.uri = ('qemu+unix:///system?socket='
                     + os.path.join(self.sock_dir, 'libvirt-sock'))
+
+    def wait_until_up(self):
+        '''Wait until libvirtd answers; it looks at each QEMU first.'''
         wait_for(self.is_up, 'libvirtd')
 
     def configure(self):
@@ -131,6 +137,12 @@ class Daemon:
                               stdin=subprocess.DEVNULL, text=True,
                               capture_output=True, check=True).stdout
 
+    def console(self, domain):
+        '''The serial console of a guest, as seen by its QEMU and by us'''
+        name = domain + '.sock'
+        return (os.path.join(PRIVATE['run'], 'consoles', name),
+                os.path.join(self.console_dir, name))
+
     def pid(self, domain):
         '''The process of a guest, where it runs'''
         return self.inside('cat', f'/run/libvirt/qemu/{domain}.pid').strip()
@@ -146,29 +158,33 @@ class Daemon:
 class Console:
     '''The shell of the guest, on its serial console'''
 
-    def __init__(self, path):
-        self.path = path
+    def __init__(self):
         self.text = b''
         self.sock = None
 
-    def connect(self):
-        '''Connect to QEMU, which may have been started anew.'''
+    def close(self):
+        '''Close the connection, if there is one.'''
         if self.sock:
             self.sock.close()
+            self.sock = None
+
+    def connect(self, path):
+        '''Connect to a QEMU.'''
+        self.close()
         self.text = b''
 
         def attempt():
             sock = socket.socket(socket.AF_UNIX)
             try:
-                sock.connect(self.path)
+                sock.connect(path)
             except OSError:
                 sock.close()
                 return None
             return sock
 
-        self.sock = wait_for(attempt, self.path)
+        self.sock = wait_for(attempt, path)
 
-    def wait(self, pattern, timeout=300.0):
+    def wait(self, pattern, timeout):
         '''Read until the pattern appears; return the match.'''
         deadline = time.monotonic() + timeout
         while True:
@@ -187,7 +203,19 @@ class Console:
                                        errors='replace'))
             self.text += data
 
-    def run(self, command, timeout=300.0):
+    def wait_for_shell(self):
+        '''Wait for the prompt, which may have been before anybody listened.'''
+        def prompt():
+            self.sock.sendall(b'\n')
+            try:
+                return self.wait(rb'guest# ', 2)
+            except TimeoutError:
+                return None
+
+        wait_for(prompt, 'the guest to boot', 300)
+        self.run('stty -echo cols 1000')
+
+    def run(self, command, timeout=120.0):
         '''Run a shell command in the guest; return exit code and output.'''
         self.sock.sendall(
             f'echo "==""begin"; {command}; echo "==""end" $?\n'.encode())

@@ -4,6 +4,7 @@
 
 mod functional;
 mod interfaces;
+mod libvirt;
 mod qtest;
 mod results;
 mod sanitize;
@@ -17,6 +18,7 @@ use xshell::cmd;
 
 use self::{
     functional::{functional, Kernel},
+    libvirt::libvirt,
     qtest::qtest,
     results::{Count, PASS},
     sanitize::sanitize,
@@ -25,6 +27,7 @@ use self::{
 use crate::{
     build::{build_both, Build, Device, Target},
     env::Env,
+    install,
     preflight::Needs,
     run::{shell_in, RunQuiet},
     series,
@@ -45,6 +48,8 @@ pub enum Suite {
     Sanitize,
     /// The exported series of patches
     Series,
+    /// Guests of libvirt, with what install has installed; only if it is named
+    Libvirt,
 }
 
 /// The exit code that tells meson that nothing could be tested
@@ -74,6 +79,9 @@ pub struct Options {
     /// Seed, for differential; others give other operations
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Where QEMU was installed, for libvirt
+    #[arg(long, default_value = install::DEFAULT_PREFIX)]
+    prefix: PathBuf,
     /// Build QEMU after each patch, with and without Rust, for series
     #[arg(long)]
     each: bool,
@@ -82,6 +90,10 @@ pub struct Options {
 /// What it takes to run these suites, or all of them
 pub fn needs(suites: &[Suite]) -> Needs {
     let only = |which: &[Suite]| !suites.is_empty() && suites.iter().all(|s| which.contains(s));
+    if only(&[Suite::Libvirt]) {
+        // Whatever else is missing is the reason to skip it.
+        return Needs::default();
+    }
     if only(&[
         Suite::Unit,
         Suite::Qtest,
@@ -109,7 +121,7 @@ pub fn run(env: &Env, suites: &[Suite], options: &Options) -> Result<ExitCode> {
             .iter()
             .copied()
             // They need builds of their own, which nobody has otherwise.
-            .filter(|suite| !matches!(suite, Suite::Sanitize))
+            .filter(|suite| !matches!(suite, Suite::Sanitize | Suite::Libvirt))
             .collect::<Vec<_>>()
     } else {
         suites
@@ -123,6 +135,7 @@ pub fn run(env: &Env, suites: &[Suite], options: &Options) -> Result<ExitCode> {
             Suite::Functional => functional(env, device, &options.kernels, quick)?,
             Suite::Differential => differential(env, options)?,
             Suite::Sanitize => sanitize(env, options.seed)?,
+            Suite::Libvirt => libvirt(env, &options.prefix)?,
             Suite::Series => {
                 let patches = series::check(env, options.each)?;
                 println!("the {patches} patches of the series apply and result in the same tree");
