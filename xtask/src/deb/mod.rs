@@ -78,11 +78,8 @@ pub fn deb(env: &Env, out: Option<&Path>) -> Result<Vec<PathBuf>> {
     let mut packages = Vec::new();
     for entry in fs::read_dir(dir.path())? {
         let path = entry?.path();
-        let name = path.file_name().unwrap_or_default();
-        if path.extension().is_some_and(|ext| ext == "deb")
-            && !name.to_string_lossy().contains("-dbgsym_")
-        {
-            let dest = out.join(name);
+        if path.extension().is_some_and(|ext| ext == "deb") {
+            let dest = out.join(path.file_name().unwrap_or_default());
             fs::copy(&path, &dest).with_context(|| format!("cannot write {}", dest.display()))?;
             packages.push(dest);
         }
@@ -153,8 +150,8 @@ fn add_changelog(sh: &Shell) -> Result<()> {
         sh,
         "dch --newversion {version} --distribution UNRELEASED --force-distribution {text}"
     )
-    .env("DEBFULLNAME", "qemu-virtio-balloon-rs")
-    .env("DEBEMAIL", "qemu-virtio-balloon-rs@localhost")
+    .env("DEBFULLNAME", "virtio-balloon-rs developers")
+    .env("DEBEMAIL", "virtio-balloon-rs@example.org")
     .run_quiet()
 }
 
@@ -193,7 +190,7 @@ fn build(env: &Env, tree: &Path, tools: &Tools, missing: &[&Optional]) -> Result
         "building the packages",
         cmd!(sh, "dpkg-buildpackage -B -us -uc -P{PROFILES} -j{jobs}")
             .env("PATH", with_ccache(tools)?)
-            .env("DEB_BUILD_OPTIONS", "nocheck terse")
+            .env("DEB_BUILD_OPTIONS", "nocheck noautodbgsym terse")
             .env("QEMU_CONFIGURE_OPTIONS", options)
             .env("QEMU_MICROVM_CONFIGURE_OPTIONS", rust)
             .envs(ccache_env(env)),

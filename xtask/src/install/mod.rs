@@ -36,6 +36,13 @@ struct MesonTarget {
 /// Where it is installed if the user does not say
 pub const DEFAULT_PREFIX: &str = "/opt/qemu-virtio-balloon-rs";
 
+/// Debian's packages that it takes in addition to those for tests
+fn packages(options: &[String]) -> Vec<&'static str> {
+    let mut packages = features::packages(options);
+    packages.push("chrpath");
+    packages
+}
+
 /// What it takes to do so
 ///
 /// # Errors
@@ -44,7 +51,7 @@ pub const DEFAULT_PREFIX: &str = "/opt/qemu-virtio-balloon-rs";
 pub fn needs(dir: &Path, options: &[String]) -> Result<Needs> {
     Ok(Needs {
         problems: Prefix::new(dir)?.problems()?,
-        ..Needs::build().with(&features::packages(options))
+        ..Needs::build().with(&packages(options))
     })
 }
 
@@ -57,7 +64,7 @@ pub fn needs(dir: &Path, options: &[String]) -> Result<Needs> {
 /// installed before is still there.
 pub fn install(env: &Env, dir: &Path, target: Target, options: &[String]) -> Result<String> {
     let prefix = Prefix::new(dir)?;
-    apt::ensure_packages(env, &features::packages(options))?;
+    apt::ensure_packages(env, &packages(options))?;
     let configure = features::configure_options(&prefix.dir, options);
     let build =
         Build::prepare_full(env, target, configure).map_err(|err| {
@@ -77,8 +84,11 @@ pub fn install(env: &Env, dir: &Path, target: Target, options: &[String]) -> Res
         )?;
         let tree = prefix.below(staging);
         copy_firmware(&tree)?;
-        // It works from anywhere.
         let qemu = tree.join("bin").join(build.qemu_name());
+        // meson adds the directory of Rust's libraries, which nobody but the one who
+        // builds has, and of which QEMU needs none.
+        cmd!(sh, "chrpath -d {qemu}").run_quiet()?;
+        // It works from anywhere.
         cmd!(sh, "{qemu} --version").run_quiet()?;
         Ok(tree)
     })?;
