@@ -163,7 +163,7 @@ devices('rng', "<rng model='virtio'><backend model=$</rng>",
         random="'random'>/dev/urandom</backend>", builtin="'builtin'/>")
 devices('watchdog', "<watchdog model='$' action='reset'/>",
         **plain('i6300esb ib700'))
-devices('panic', "<panic model='$'/>", **plain('isa pvpanic'))
+DEVICES['panic'] = "<panic model='isa'/>"
 DEVICES['balloon'] = (
     "<memballoon model='virtio' autodeflate='on' freePageReporting='on'>"
     "<stats period='5'/><driver packed='on'/></memballoon>")
@@ -223,7 +223,9 @@ Q35_DOMAINS = {
         "<features><acpi/><apic/><ioapic driver='qemu'/></features>",
         "<iommu model='intel'><driver intremap='on'/></iommu>"),
     'q35 virtio-iommu': ('', "<iommu model='virtio'/>"),
-    'q35 PCIe ports': ('', "<controller type='pci' model='pcie-root-port'/>"
+    'q35 PCIe ports': ('', "<controller type='pci' index='0' "
+                       "model='pcie-root'/>"
+                       "<controller type='pci' model='pcie-root-port'/>"
                        "<controller type='pci' model='pcie-expander-bus'/>"
                        "<controller type='pci' model='dmi-to-pci-bridge'/>"),
     'q35 UEFI': ('', ''),

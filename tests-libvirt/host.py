@@ -23,7 +23,17 @@ PRIVATE = {
 
 # libvirtd does not wait for processes that are not its own children, so that
 # something else has to be the first process.
+#
+# udev gives /dev/kvm to the group kvm; where there is no udev, libvirtd, which
+# can use KVM when it looks at QEMU, while libvirt-qemu cannot, does not believe
+# what it has found out, and looks again for each command.
 INIT = '''
+if [ -c /dev/kvm ]; then
+    cp -a /dev/kvm "$0/kvm"
+    chgrp kvm "$0/kvm"
+    chmod 660 "$0/kvm"
+    mount --bind "$0/kvm" /dev/kvm
+fi
 for dir in etc lib cache log run; do
     case $dir in etc) to=/etc/libvirt ;; run) to=/run/libvirt ;;
     *) to=/var/$dir/libvirt ;; esac
@@ -54,7 +64,7 @@ class Daemon:
     processes.  When these end, so do all of its guests.
     '''
 
-    def __init__(self, directory):
+    def __init__(self, directory, first_port):
         self.dir = directory
         self.sock_dir = os.path.join(directory, 'sock')
         os.mkdir(directory, 0o755)
@@ -69,7 +79,7 @@ class Daemon:
         for path in (self.vm_dir, self.console_dir):
             os.mkdir(path)
             os.chmod(path, 0o1777)
-        self.configure()
+        self.configure(first_port)
         self.log = open(os.path.join(directory, 'daemon.log'), 'wb')
         self.process = subprocess.Popen(
             ['unshare', '--mount', '--propagation', 'private',
@@ -83,7 +93,7 @@ class Daemon:
         '''Wait until libvirtd answers; it looks at each QEMU first.'''
         wait_for(self.is_up, 'libvirtd')
 
-    def configure(self):
+    def configure(self, first_port):
         '''Debian's configuration, with what has to differ'''
         etc = os.path.join(self.dir, 'etc')
         shutil.copytree('/etc/libvirt', etc)
@@ -97,8 +107,11 @@ class Daemon:
                        # Two daemons on a host do not migrate otherwise
                        f'host_uuid = "{uuid.uuid4()}"\n')
         with open(os.path.join(etc, 'qemu.conf'), 'a') as conf:
-            # Those of the host would show guests of ours
-            conf.write('\ncgroup_controllers = []\n')
+            # Those of the host would show guests of ours.  Daemons do not know
+            # of each other's ports.
+            conf.write('\ncgroup_controllers = []\n'
+                       f'remote_display_port_min = {first_port}\n'
+                       f'remote_display_port_max = {first_port + 99}\n')
 
     def is_up(self):
         '''Whether there is an answer'''

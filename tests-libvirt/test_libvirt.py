@@ -49,8 +49,8 @@ class LibvirtTest(unittest.TestCase):
         cls.addClassCleanup(shutil.rmtree, cls.dir)
         os.chmod(cls.dir, 0o755)
         cls.hosts = []
-        for name in ('a', 'b'):
-            daemon = Daemon(os.path.join(cls.dir, name))
+        for name, first_port in (('a', 5900), ('b', 6900)):
+            daemon = Daemon(os.path.join(cls.dir, name), first_port)
             cls.addClassCleanup(daemon.stop)
             cls.hosts.append(daemon)
         # They start at the same time.
@@ -171,10 +171,16 @@ class LibvirtTest(unittest.TestCase):
         stats = wait_for(self.all_statistics, 'statistics of the guest')
         self.assertLess(stats['unused'], stats['available'])
         self.assertLess(stats['available'], RAM * KIB_PER_MIB)
-        stats = self.host.numbers('domstats', '--balloon', self.name)
-        self.assertEqual(stats['balloon.current'], TARGET * KIB_PER_MIB)
-        self.assertEqual(stats['balloon.maximum'], RAM * KIB_PER_MIB)
+        # from BALLOON_CHANGE, of which there is one a second at most
+        wait_for(lambda: self.balloon_statistics()['balloon.current']
+                 == TARGET * KIB_PER_MIB, 'domstats')
+        self.assertEqual(self.balloon_statistics()['balloon.maximum'],
+                         RAM * KIB_PER_MIB)
         self.set_memory(RAM)
+
+    def balloon_statistics(self):
+        '''What domstats prints'''
+        return self.host.numbers('domstats', '--balloon', self.name)
 
     def all_statistics(self):
         '''What dommemstat prints, when the guest has sent something'''
