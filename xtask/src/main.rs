@@ -161,7 +161,9 @@ impl Cmd {
                 prefix, options, ..
             } => install::needs(prefix, options)?,
             Self::Deb { .. } => deb::needs(),
-            Self::Demo | Self::Guest { .. } | Self::Bench { .. } => Needs::guest(),
+            Self::Demo | Self::Guest { .. } | Self::Bench { .. } | Self::GuestPolicies(_) => {
+                Needs::guest()
+            }
             Self::Test { suites, .. } => test::needs(suites),
             Self::Path { .. } | Self::Uninstall { .. } | Self::Manifest => return Ok(None),
         }))
@@ -252,7 +254,7 @@ mod tests {
             .map(|rest| {
                 let end = rest.find(['`', '\n', '#', ';']).unwrap_or(rest.len());
                 rest[..end]
-                    .split(|c: char| c.is_whitespace() || "[]|\\".contains(c))
+                    .split(|c: char| c.is_whitespace() || "[]|()\"\\".contains(c))
                     .take_while(|word| *word != "--")
                     .filter(|word| !word.is_empty() && *word != "-q")
                     .enumerate()
