@@ -48,7 +48,7 @@ class BalloonPolicyTest(BalloonGuestTest):
         self.assertEqual(status, 0, out)
 
     def calls(self):
-        '''How often the kernel has called the driver because it wanted memory'''
+        '''How often the kernel has called the driver for memory'''
         _, out = self.run_in_guest(f'cat {TRACING}/kprobe_profile')
         name, hits, misses = out.split()
         self.assertEqual((name, misses), ('balloon', '0'))
