@@ -17,7 +17,7 @@ use qtest_client::{
 
 use self::{
     observe::{explain, Observed},
-    tolerate::{is_bad_page_element, may_discard},
+    tolerate::{may_break_pages, may_discard},
 };
 use crate::{
     differences::Difference,
@@ -55,7 +55,7 @@ pub struct Lockstep {
     pub offered: u64,
     /// Work for the hint queue may be left over from when the VM was stopped
     hint_blocked: bool,
-    /// There was an element for inflating or deflating that breaks the device
+    /// There was something for inflating or deflating that may break the device
     bad_pages: bool,
     /// The VM has not run since it was migrated
     migrated: bool,
@@ -206,7 +206,7 @@ impl Lockstep {
             && !self.hint_blocked
             && !self.kicks_hints(op)
             && !self.bad_pages
-            && !is_bad_page_element(op)
+            && !may_break_pages(op)
     }
 
     fn step(&mut self, ops: &[Op], effects: &mut Effects) -> Result<Option<(usize, Vec<String>)>> {
@@ -271,7 +271,7 @@ impl Lockstep {
             if matches!(op, Op::Init { .. } | Op::SystemReset) {
                 self.bad_pages = false;
             }
-            self.bad_pages |= is_bad_page_element(op);
+            self.bad_pages |= may_break_pages(op);
             self.tolerate_unreturned(&mut obs, effects)?;
             let mut different = self.compare(&obs);
             let late = !different.is_empty() && self.catch_up(&mut obs, effects)?;

@@ -17,13 +17,17 @@ use crate::{
     op::{Mode, Op, Seg},
 };
 
-/// Whether the element is for inflating or deflating, and may break the device
-pub(super) fn is_bad_page_element(op: &Op) -> bool {
-    let Op::Elem { q, mode, segs, .. } = op else {
-        return false;
-    };
+/// Whether an element for inflating or deflating, or what is left of older ones
+/// where its ring is now, may break the device
+pub(super) fn may_break_pages(op: &Op) -> bool {
     let good = |seg: &Seg| matches!(seg, Seg::Data(data) if !data.is_empty());
-    *q < 2 && (Mode::bad().contains(mode) || segs.is_empty() || !segs.iter().all(good))
+    match op {
+        Op::Elem { q, mode, segs, .. } => {
+            *q < 2 && (Mode::bad().contains(mode) || segs.is_empty() || !segs.iter().all(good))
+        }
+        Op::QueueAt { q, .. } => *q < 2,
+        _ => false,
+    }
 }
 
 /// Whether to look at the window; what else discards pages is noticed by
