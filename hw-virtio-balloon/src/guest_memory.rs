@@ -214,10 +214,15 @@ impl<'a> DiscardBatch<'a> {
         };
         let first = section_offset + (start - section.address());
         let cheap = is_cheap_to_discard(&block);
+        let direction = self.direction;
         let ranges = &mut self.ranges;
         let mut push = |offset, length| {
             ranges.push(RAMBlockRange { offset, length });
-            budget.charge_range(length, cheap);
+            match direction {
+                Direction::Inflate => budget.charge_range(length, cheap),
+                // Advice takes the same time for ranges of any size.
+                Direction::Deflate => budget.charge_range(0, true),
+            }
         };
 
         match self.direction {
