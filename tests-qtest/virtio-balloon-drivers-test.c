@@ -10,11 +10,7 @@
 #define BLOCKS          4
 #define BLOCK_PAGES     (HUGE_PAGE / PAGE)
 
-/*
- * The driver for Windows allocates aligned blocks of 2 MiB, reports them, and
- * keeps them until memory gets short.  If there is no answer within a second,
- * it tries again.
- */
+/* Check the first and the last page of each block, like assert_pages(). */
 static void assert_blocks(Balloon *b, uint64_t mem, const char *expected)
 {
     for (int i = 0; i < BLOCKS; i++) {
@@ -25,6 +21,11 @@ static void assert_blocks(Balloon *b, uint64_t mem, const char *expected)
     }
 }
 
+/*
+ * The driver for Windows allocates aligned blocks of 2 MiB, reports them, and
+ * keeps them until memory gets short.  If there is no answer within a second,
+ * it tries again.
+ */
 static void test_windows(const void *data)
 {
     Balloon *b = balloon_start(data, ",free-page-reporting=on");

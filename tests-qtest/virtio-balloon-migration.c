@@ -154,7 +154,7 @@ Balloon *balloon_start_hinting(const Transport *t)
                          HINT_OPTIONS " -global virtio-mmio.ioeventfd=off");
 }
 
-static uint32_t get_cmd_id(Balloon *b)
+uint32_t get_cmd_id(Balloon *b)
 {
     return config_readl(b, CFG(free_page_hint_cmd_id));
 }

@@ -42,6 +42,9 @@ typedef enum HintState {
     HINT_STATES,
 } HintState;
 
+/* The command ID that the device shows */
+uint32_t get_cmd_id(Balloon *b);
+
 /* Wait until the device shows a command ID other than the given one. */
 uint32_t wait_cmd_id(Balloon *b, uint32_t old);
 
