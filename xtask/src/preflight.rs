@@ -9,7 +9,8 @@ use anyhow::{ensure, Result};
 
 use crate::{apt, env::Env, guest, source::Source};
 
-/// What a command needs.  The values are measured; see `docs/install.md`.
+/// What a command needs.  Space is rounded up from what was measured, memory is
+/// an estimate; see `docs/install.md`.
 #[derive(Default)]
 pub struct Needs {
     /// Debian packages
