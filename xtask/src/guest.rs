@@ -360,18 +360,27 @@ pub fn python_env(build: &Build, assets: &Assets) -> Vec<(&'static str, PathBuf)
 pub fn demo(env: &Env) -> Result<ExitCode> {
     let build = Build::prepare(env, Device::Rust, Target::X86_64, None)?;
     build.build_qemu(env)?;
-    let assets = provision(env, SUITE)?;
-
-    let sh = shell_in(&build.dir)?;
-    let (python, script) = (build.python(), env.repo.join("xtask/demo.py"));
-    let survived = cmd!(sh, "{python} {script}")
-        .envs(python_env(&build, &assets))
-        .succeeds()?;
-    Ok(if survived {
+    Ok(if demo_with(env, &build, &build.qemu())? {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Do that with some QEMU, with the Python code of a build.  Returns whether all
+/// was as it should be.
+///
+/// # Errors
+///
+/// Fails if it did not get as far as booting.
+pub fn demo_with(env: &Env, build: &Build, qemu: &Path) -> Result<bool> {
+    let assets = provision(env, SUITE)?;
+    let sh = shell_in(&build.dir)?;
+    let (python, script) = (build.python(), env.repo.join("xtask/demo.py"));
+    cmd!(sh, "{python} {script}")
+        .envs(python_env(build, &assets))
+        .env("QEMU_TEST_QEMU_BINARY", qemu)
+        .succeeds()
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use self::control::{edit, Optional, OPTIONAL};
 use crate::{
     apt,
     build::ccache_env,
-    env::Env,
+    env::{replace_dir, Env},
     preflight::Needs,
     run::{shell_in, RunQuiet},
     series,
@@ -45,7 +45,7 @@ const DISK: u64 = 8;
 const PROFILES: &str = "nocheck,pkg.qemu.omit-user,pkg.qemu.omit-system-xen";
 
 /// At the end of the version: more than Debian's, and less than its next one
-const VERSION_SUFFIX: &str = "+balloon1";
+pub const VERSION_SUFFIX: &str = "+balloon1";
 
 /// What it takes, apart from what Debian's packaging asks for
 pub fn needs() -> Needs {
@@ -72,16 +72,53 @@ pub fn deb(env: &Env, out: Option<&Path>) -> Result<Vec<PathBuf>> {
     build(env, &tree, &tools, &missing)?;
     lint(env, dir.path())?;
 
-    let default = env.cache.join("deb");
-    let out = out.unwrap_or(&default);
+    let complete = dir.path().join("complete");
+    fs::create_dir(&complete)?;
+    for package in packages_in(dir.path())? {
+        fs::rename(
+            &package,
+            complete.join(package.file_name().unwrap_or_default()),
+        )?;
+    }
+    replace_dir(&complete, &built(env))?;
+    let packages = built_packages(env)?;
+    let Some(out) = out else {
+        return Ok(packages);
+    };
     fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
+    for package in &packages {
+        let dest = out.join(package.file_name().unwrap_or_default());
+        fs::copy(package, &dest).with_context(|| format!("cannot write {}", dest.display()))?;
+    }
+    packages_in(out)
+}
+
+/// Where the packages are that were built last
+fn built(env: &Env) -> PathBuf {
+    env.cache.join("deb")
+}
+
+/// The packages that were built last
+///
+/// # Errors
+///
+/// Fails if there are none.
+pub fn built_packages(env: &Env) -> Result<Vec<PathBuf>> {
+    let dir = built(env);
+    ensure!(
+        dir.exists(),
+        "there are no packages: run cargo xtask deb first"
+    );
+    packages_in(&dir)
+}
+
+/// The packages in a directory
+fn packages_in(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut packages = Vec::new();
-    for entry in fs::read_dir(dir.path())? {
+    for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         if path.extension().is_some_and(|ext| ext == "deb") {
-            let dest = out.join(path.file_name().unwrap_or_default());
-            fs::copy(&path, &dest).with_context(|| format!("cannot write {}", dest.display()))?;
-            packages.push(dest);
+            packages.push(path);
         }
     }
     packages.sort();

@@ -2,6 +2,7 @@
 
 //! Runs the test suites, with the runners that they are made for
 
+mod deb;
 mod functional;
 mod interfaces;
 mod libvirt;
@@ -17,6 +18,7 @@ use clap::{Args, ValueEnum};
 use xshell::cmd;
 
 use self::{
+    deb::deb,
     functional::{functional, Kernel},
     libvirt::libvirt,
     qtest::qtest,
@@ -50,6 +52,17 @@ pub enum Suite {
     Series,
     /// Guests of libvirt, with what install has installed; only if it is named
     Libvirt,
+    /// The packages that deb has built, in a Debian of their own; only if it is
+    /// named
+    Deb,
+}
+
+impl Suite {
+    /// Whether it is run only if somebody asks for it: it needs something that
+    /// has to be built for it alone.
+    const fn is_extra(self) -> bool {
+        matches!(self, Self::Sanitize | Self::Libvirt | Self::Deb)
+    }
 }
 
 /// The exit code that tells meson that nothing could be tested
@@ -120,8 +133,7 @@ pub fn run(env: &Env, suites: &[Suite], options: &Options) -> Result<ExitCode> {
         &Suite::value_variants()
             .iter()
             .copied()
-            // They need builds of their own, which nobody has otherwise.
-            .filter(|suite| !matches!(suite, Suite::Sanitize | Suite::Libvirt))
+            .filter(|suite| !suite.is_extra())
             .collect::<Vec<_>>()
     } else {
         suites
@@ -136,6 +148,7 @@ pub fn run(env: &Env, suites: &[Suite], options: &Options) -> Result<ExitCode> {
             Suite::Differential => differential(env, options)?,
             Suite::Sanitize => sanitize(env, options.seed)?,
             Suite::Libvirt => libvirt(env, &options.prefix)?,
+            Suite::Deb => deb(env)?,
             Suite::Series => {
                 let patches = series::check(env, options.each)?;
                 println!("the {patches} patches of the series apply and result in the same tree");
