@@ -129,7 +129,7 @@ pub fn missing<'a>(packages: &[&'a str]) -> Result<Vec<&'a str>> {
         .collect())
 }
 
-/// Install the packages that are missing.
+/// Install the packages that are missing.  None is removed for that.
 ///
 /// # Errors
 ///
@@ -155,7 +155,7 @@ pub fn ensure_packages(env: &Env, packages: &[&str]) -> Result<()> {
         &format!("installing {list}"),
         cmd!(
             sh,
-            "apt-get install -y --no-install-recommends {missing...}"
+            "apt-get install -y --no-install-recommends --no-remove {missing...}"
         )
         .env("DEBIAN_FRONTEND", "noninteractive"),
     )

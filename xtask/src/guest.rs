@@ -17,7 +17,7 @@ use xshell::{cmd, Shell};
 use crate::{
     apt,
     build::{Build, Device, Target},
-    env::{replace_dir, sha256_of, Env},
+    env::{one_line, replace_dir, sha256_of, Env},
     run::{shell_in, RunQuiet},
     version::KERNELS,
 };
@@ -268,47 +268,39 @@ fn load_order(dep: &str, builtin: &str, wanted: &[&str]) -> Result<Vec<String>> 
     Ok(order)
 }
 
-/// The QEMU of the distribution that is installed, and its version; `None` if
-/// there is none, and the user cannot install it.
+/// The QEMU of the distribution, for migration from and to it, and its version;
+/// `None` if there is none that could be used.
 ///
 /// # Errors
 ///
-/// Fails if the package cannot be installed.
-pub fn installed_qemu(env: &Env) -> Result<Option<(PathBuf, String)>> {
+/// Fails if there is no current directory.
+pub fn stock_qemu(env: &Env) -> Result<Option<(PathBuf, String)>> {
     let path = PathBuf::from("/usr/bin/qemu-system-x86_64");
     if !path.exists() {
         if !apt::is_root() {
             env.say("no qemu-system-x86 is installed: no migration from and to it");
             return Ok(None);
         }
-        apt::ensure_packages(env, &["qemu-system-x86"])?;
+        // It may be in the way of something that the user has installed.
+        if let Err(err) = apt::ensure_packages(env, &["qemu-system-x86"]) {
+            env.say(&format!("qemu-system-x86: {}", one_line(&err)));
+        }
     }
-    Ok(qemu_version(&path).map(|version| (path, version)))
-}
-
-/// The QEMU of the distribution, for migration from and to it, and its version;
-/// `None` if there is none, and the user cannot install it.
-///
-/// # Errors
-///
-/// Fails if the package cannot be installed.
-pub fn stock_qemu(env: &Env) -> Result<Option<(PathBuf, String)>> {
-    let Some((path, version)) = installed_qemu(env)? else {
-        return Ok(None);
-    };
+    let installed = qemu_version(&path).map(|version| (path, version));
     // The emulation of the CPU in QEMU 7.2 has bugs that recent kernels trigger.
-    // The backport works with the firmware and libraries of the older package.
-    if version.starts_with("7.") {
+    // The backport works with the firmware and libraries that are there anyway.
+    let is_old = |(_, version): &(_, String)| version.starts_with("7.");
+    if installed.as_ref().is_none_or(is_old) {
         match backported_qemu(env) {
             Ok(newer) => {
-                if let Some(new_version) = qemu_version(&newer) {
-                    return Ok(Some((newer, new_version)));
+                if let Some(version) = qemu_version(&newer) {
+                    return Ok(Some((newer, version)));
                 }
             }
             Err(err) => env.say(&format!("no newer QEMU for migration: {err:#}")),
         }
     }
-    Ok(Some((path, version)))
+    Ok(installed)
 }
 
 /// The version of a QEMU; `None` if it cannot be run.

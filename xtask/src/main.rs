@@ -6,6 +6,7 @@ mod apt;
 mod bench;
 mod build;
 mod deb;
+mod debian;
 mod env;
 mod guest;
 mod guest_policies;

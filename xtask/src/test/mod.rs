@@ -2,6 +2,7 @@
 
 //! Runs the test suites, with the runners that they are made for
 
+mod container;
 mod deb;
 mod functional;
 mod interfaces;
@@ -18,6 +19,7 @@ use clap::{Args, ValueEnum};
 use xshell::cmd;
 
 use self::{
+    container::container,
     deb::deb,
     functional::{functional, Kernel},
     libvirt::libvirt,
@@ -55,13 +57,18 @@ pub enum Suite {
     /// The packages that deb has built, in a Debian of their own; only if it is
     /// named
     Deb,
+    /// All in the container of ci/Containerfile; only if it is named
+    Container,
 }
 
 impl Suite {
-    /// Whether it is run only if somebody asks for it: it needs something that
-    /// has to be built for it alone.
+    /// Whether it is run only if somebody asks for it: it takes long, or needs
+    /// something that has to be built for it alone.
     const fn is_extra(self) -> bool {
-        matches!(self, Self::Sanitize | Self::Libvirt | Self::Deb)
+        matches!(
+            self,
+            Self::Sanitize | Self::Libvirt | Self::Deb | Self::Container
+        )
     }
 }
 
@@ -149,6 +156,7 @@ pub fn run(env: &Env, suites: &[Suite], options: &Options) -> Result<ExitCode> {
             Suite::Sanitize => sanitize(env, options.seed)?,
             Suite::Libvirt => libvirt(env, &options.prefix)?,
             Suite::Deb => deb(env)?,
+            Suite::Container => container(env)?,
             Suite::Series => {
                 let patches = series::check(env, options.each)?;
                 println!("the {patches} patches of the series apply and result in the same tree");
