@@ -7,8 +7,9 @@ Drives guests with libvirt as its users do, with virt-install and virsh.
 
 The environment names the files: BALLOON_EMULATOR is QEMU,
 BALLOON_STOCK_QEMU that of Debian, BALLOON_GUEST_KERNEL and
-BALLOON_GUEST_INITRD the guest, BALLOON_DOMAIN the domain that cargo xtask
-install prints, and BALLOON_JUNIT where the results go.
+BALLOON_GUEST_INITRD the guest, BALLOON_DOMAIN the domain and BALLOON_APPARMOR
+the commands that cargo xtask install prints, and BALLOON_JUNIT where the
+results go.
 '''
 
 import os
@@ -221,6 +222,22 @@ class LibvirtTest(unittest.TestCase):
             self.check_guest(TARGET)
             self.set_memory(TARGET)
 
+    def test_tls_migration(self):
+        '''Over TLS, with a certificate of each daemon'''
+        make_certificates('/etc/pki/qemu')
+        self.install()
+        self.set_memory(TARGET)
+        migrate = ['migrate', '--live', '--undefinesource', '--persistent',
+                   '--unsafe', '--tls', self.name, self.other.uri,
+                   '--migrateuri', 'tcp://127.0.0.1']
+        # The certificate has a name.
+        with self.assertRaisesRegex(RuntimeError, 'x509|certificate'):
+            self.virsh(*migrate, '--tls-destination', 'elsewhere')
+        self.assertEqual(self.virsh('domstate', self.name), 'running')
+        self.virsh(*migrate, '--tls-destination', 'balloon.test')
+        self.host, self.other = self.other, self.host
+        self.check_guest(TARGET)
+
     def test_stock_qemu(self):
         '''Saved with Debian's QEMU, restored with ours, and back'''
         self.install(STOCK)
@@ -250,6 +267,23 @@ class LibvirtTest(unittest.TestCase):
         _, log = self.console.run('dmesg')
         self.assertNotIn('Out of memory', log)
 
+    def test_apparmor(self):
+        '''The rules that cargo xtask install prints are in the profiles.'''
+        with open(os.environ['BALLOON_APPARMOR'], encoding='utf-8') as file:
+            # There is no AppArmor to be reloaded.
+            commands = file.read().replace('systemctl reload', ': systemctl')
+        subprocess.run(['sh', '-ec', commands], check=True)
+        guest = os.path.join(self.dir, 'profile')
+        with open(guest, 'w', encoding='utf-8') as file:
+            file.write('include <tunables/global>\n'
+                       'profile libvirt-x {\n'
+                       '  include <abstractions/libvirt-qemu>\n}\n')
+        for profile, rule in (('/etc/apparmor.d/usr.sbin.libvirtd', 'PUx'),
+                              (guest, 'rmix')):
+            text = parse_profile('--preprocess', profile)
+            self.assertIn(f'{os.path.dirname(EMULATOR)}/* {rule},', text)
+            parse_profile('--skip-kernel-load', profile)
+
     def test_options(self):
         '''What Debian's QEMU has, and what ours has'''
         comparison = Comparison(EMULATOR, STOCK)
@@ -259,6 +293,39 @@ class LibvirtTest(unittest.TestCase):
         '''Domains that start with Debian's QEMU start with ours.'''
         comparison = Comparison(EMULATOR, STOCK)
         self.assertEqual(comparison.failing_domains(self.hosts), [])
+
+
+def parse_profile(option, profile):
+    '''What apparmor_parser makes of a profile'''
+    return subprocess.run(
+        ['apparmor_parser', '--skip-cache', option, profile],
+        check=True, capture_output=True, text=True).stdout
+
+
+def make_certificates(directory):
+    '''Certificates for both ends of a connection'''
+    os.makedirs(directory)
+
+    def make(name, subject, *extensions, issuer=()):
+        path = os.path.join(directory, name)
+        command = ['openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes',
+                   '-days', '2', '-subj', f'/CN={subject}',
+                   '-keyout', f'{path}-key.pem', '-out', f'{path}-cert.pem',
+                   *issuer]
+        for extension in extensions:
+            command += ['-addext', extension]
+        subprocess.run(command, check=True, capture_output=True)
+        # libvirt-qemu reads it.
+        os.chmod(f'{path}-key.pem', 0o644)
+
+    make('ca', 'balloon.test CA', 'keyUsage=keyCertSign')
+    issuer = ['-CA', os.path.join(directory, 'ca-cert.pem'),
+              '-CAkey', os.path.join(directory, 'ca-key.pem')]
+    for name in ('server', 'client'):
+        make(name, 'balloon.test', 'basicConstraints=critical,CA:FALSE',
+             'subjectAltName=DNS:balloon.test',
+             'keyUsage=digitalSignature,keyEncipherment',
+             f'extendedKeyUsage={name}Auth', issuer=issuer)
 
 
 class Result(unittest.TextTestResult):

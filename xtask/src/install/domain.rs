@@ -27,20 +27,31 @@ pub fn instructions(prefix: &Path, emulator: &Path, target: Target) -> String {
     text
 }
 
+/// What the user has to do if there is `AppArmor`
+fn apparmor(prefix: &Path) -> String {
+    let commands: Vec<_> = apparmor_commands(prefix)
+        .lines()
+        .map(|line| format!("  {line}\n"))
+        .collect();
+    format!(
+        "\nAppArmor is active, and does not let libvirt start QEMU from here.  As root, \
+         once:\n\n{}",
+        commands.concat()
+    )
+}
+
 /// How `AppArmor` is told that libvirt may start this QEMU: Debian's profiles only
 /// have programs below /usr.
-fn apparmor(prefix: &Path) -> String {
+pub fn apparmor_commands(prefix: &Path) -> String {
     let local = "/etc/apparmor.d/local";
     let prefix = prefix.display();
     format!(
-        "
-AppArmor is active, and does not let libvirt start QEMU from here.  As root, once:
-
-  echo '{prefix}/bin/* PUx,' >> {local}/usr.sbin.libvirtd
-  mkdir -p {local}/abstractions
-  printf '%s\\n' '{prefix}/bin/* rmix,' '{prefix}/lib/** mr,' '{prefix}/share/** r,' \\
-    >> {local}/abstractions/libvirt-qemu
-  systemctl reload apparmor
+        "\
+echo '{prefix}/bin/* PUx,' >> {local}/usr.sbin.libvirtd
+mkdir -p {local}/abstractions
+printf '%s\\n' '{prefix}/bin/* rmix,' '{prefix}/lib/** mr,' '{prefix}/share/** r,' \\
+  >> {local}/abstractions/libvirt-qemu
+systemctl reload apparmor
 "
     )
 }

@@ -16,7 +16,7 @@ use anyhow::{anyhow, ensure, Context, Result};
 use serde::Deserialize;
 use xshell::cmd;
 
-pub use self::domain::domain;
+pub use self::domain::{apparmor_commands, domain};
 use self::prefix::Prefix;
 use crate::{
     apt,

@@ -19,8 +19,10 @@ use crate::{
 
 /// libvirt, and Debian's QEMU with its parts, to compare with
 const PACKAGES: &[&str] = &[
+    "apparmor",
     "libvirt-clients",
     "libvirt-daemon-system",
+    "openssl",
     "ovmf",
     "qemu-block-extra",
     "qemu-system-gui",
@@ -63,12 +65,17 @@ fn debian<'a>(env: &'a Env, emulator: &Path, dir: &Path) -> Result<Debian<'a>> {
             packages.push(package);
         }
     }
-    let prefix = emulator.ancestors().nth(2).context("no prefix")?;
+    let prefix = prefix_of(emulator)?;
     let libraries = libraries(prefix)?;
     packages.extend(libraries.iter().map(String::as_str));
     let mut debian = Debian::install(env, dir.join("root"), &packages)?;
     debian.show(prefix);
     Ok(debian)
+}
+
+/// The directory with bin/ and the rest
+fn prefix_of(emulator: &Path) -> Result<&Path> {
+    emulator.ancestors().nth(2).context("no prefix")
 }
 
 /// The packages of the shared libraries that what was installed is linked with
@@ -119,6 +126,8 @@ fn run(env: &Env, mut debian: Debian<'_>, emulator: &Path, dir: &Path) -> Result
     fs::create_dir(&shared)?;
     let (domain, junit) = (shared.join("domain.xml"), shared.join("junit.xml"));
     fs::write(&domain, install::domain(emulator))?;
+    let apparmor = shared.join("apparmor.sh");
+    fs::write(&apparmor, install::apparmor_commands(prefix_of(emulator)?))?;
     for path in [&guest.kernel, &guest.initrd, &tests] {
         debian.show(path);
     }
@@ -135,6 +144,7 @@ fn run(env: &Env, mut debian: Debian<'_>, emulator: &Path, dir: &Path) -> Result
             .env("BALLOON_GUEST_KERNEL", &guest.kernel)
             .env("BALLOON_GUEST_INITRD", &guest.initrd)
             .env("BALLOON_DOMAIN", &domain)
+            .env("BALLOON_APPARMOR", &apparmor)
             .env("BALLOON_JUNIT", &junit),
     );
     let Ok(xml) = fs::read_to_string(&junit) else {
