@@ -17,6 +17,7 @@ use xshell::{cmd, Shell};
 use crate::{
     apt,
     build::{Build, Device, Target},
+    debian::release,
     env::{one_line, replace_dir, sha256_of, Env},
     run::{shell_in, RunQuiet},
     version::KERNELS,
@@ -275,32 +276,24 @@ fn load_order(dep: &str, builtin: &str, wanted: &[&str]) -> Result<Vec<String>> 
 ///
 /// Fails if there is no current directory.
 pub fn stock_qemu(env: &Env) -> Result<Option<(PathBuf, String)>> {
+    let with_version = |path: PathBuf| qemu_version(&path).map(|version| (path, version));
     let path = PathBuf::from("/usr/bin/qemu-system-x86_64");
-    if !path.exists() {
-        if !apt::is_root() {
-            env.say("no qemu-system-x86 is installed: no migration from and to it");
-            return Ok(None);
-        }
-        // It may be in the way of something that the user has installed.
-        if let Err(err) = apt::ensure_packages(env, &["qemu-system-x86"]) {
-            env.say(&format!("qemu-system-x86: {}", one_line(&err)));
-        }
-    }
-    let installed = qemu_version(&path).map(|version| (path, version));
+    let installed = with_version(path.clone());
     // The emulation of the CPU in QEMU 7.2 has bugs that recent kernels trigger.
-    // The backport works with the firmware and libraries that are there anyway.
     let is_old = |(_, version): &(_, String)| version.starts_with("7.");
-    if installed.as_ref().is_none_or(is_old) {
-        match backported_qemu(env) {
-            Ok(newer) => {
-                if let Some(version) = qemu_version(&newer) {
-                    return Ok(Some((newer, version)));
-                }
-            }
-            Err(err) => env.say(&format!("no newer QEMU for migration: {err:#}")),
-        }
+    if installed.as_ref().is_some_and(|qemu| !is_old(qemu)) {
+        return Ok(installed);
     }
-    Ok(installed)
+    let newer = if release().is_ok_and(|release| release == SUITE) {
+        backported_qemu(env)
+    } else {
+        apt::ensure_packages(env, &["qemu-system-x86"]).map(|()| path)
+    };
+    let newer = newer.and_then(|qemu| with_version(qemu).context("it cannot be run here"));
+    Ok(newer
+        .inspect_err(|err| env.say(&format!("no QEMU of Debian: {}", one_line(err))))
+        .ok()
+        .or(installed))
 }
 
 /// The version of a QEMU; `None` if it cannot be run.
@@ -311,17 +304,24 @@ fn qemu_version(path: &Path) -> Option<String> {
     Some(version.split_whitespace().next()?.to_owned())
 }
 
-/// The QEMU of the backports suite, which is not installed.
+/// The QEMU of the backports suite.  It is not installed, as that would remove the
+/// other one, but the libraries that it needs are.
 fn backported_qemu(env: &Env) -> Result<PathBuf> {
+    const PACKAGE: &str = "qemu-system-x86";
     let suite = format!("{SUITE}-backports");
     let dir = env.cache.join("guest").join(format!("qemu-{suite}"));
     let path = dir.join("usr/bin/qemu-system-x86_64");
-    if !path.exists() {
+    if qemu_version(&path).is_none() {
         let tmp = env.temp_dir("qemu")?;
         let root = tmp.path().join("root");
-        let deb = apt::Suite::new(env, &suite, "amd64")?.download(env, "qemu-system-x86")?;
+        let repo = apt::Suite::new(env, &suite, "amd64")?;
+        let deb = repo.download(env, PACKAGE)?;
         let sh = Shell::new()?;
         cmd!(sh, "dpkg-deb -x {deb} {root}").run_quiet()?;
+        let depends = repo.depends(PACKAGE)?;
+        let libraries = depends.iter().map(String::as_str);
+        let libraries: Vec<_> = libraries.filter(|name| name.starts_with("lib")).collect();
+        apt::ensure_packages(env, &libraries)?;
         replace_dir(&root, &dir)?;
     }
     Ok(path)

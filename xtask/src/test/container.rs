@@ -4,12 +4,15 @@
 //! packages and the Rust toolchain of this system, as the network may have no
 //! registry of images
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{ensure, Context, Result};
 use xshell::{cmd, Shell};
 
-use super::results::{Count, PASS};
+use super::results::{skip, Count, PASS};
 use crate::{
     apt,
     debian::Debian,
@@ -37,18 +40,13 @@ const DISK: u64 = 20;
 pub fn container(env: &Env) -> Result<Count> {
     env.need_space(DISK)?;
     let dir = env.temp_dir("container")?;
-    let buildah = match Buildah::new(env, dir.path()) {
-        Ok(buildah) => buildah,
-        Err(err) => {
-            println!("the container is not tested: {}", one_line(&err));
-            return Ok(Count {
-                skipped: 1,
-                ..Count::default()
-            });
-        }
+    let start = || -> Result<_> { Ok((Buildah::new(env, dir.path())?, toolchain()?)) };
+    let (buildah, toolchain) = match start() {
+        Ok(both) => both,
+        Err(err) => return Ok(skip("the container is", &one_line(&err))),
     };
     let text = fs::read_to_string(env.repo.join(FILE))?;
-    buildah.import(env, dir.path(), base_image(&text)?)?;
+    buildah.import(env, dir.path(), &toolchain, base_image(&text)?)?;
     buildah.test(env)?;
     Ok(PASS)
 }
@@ -88,10 +86,10 @@ impl Buildah {
     }
 
     /// Make the image that the Containerfile begins with.
-    fn import(&self, env: &Env, dir: &Path, image: &str) -> Result<()> {
+    fn import(&self, env: &Env, dir: &Path, toolchain: &Path, image: &str) -> Result<()> {
         let Self { sh, storage } = self;
         let root = Debian::install(env, dir.join("root"), PACKAGES)?.dir;
-        copy_toolchain(&root)?;
+        copy_toolchain(toolchain, &root)?;
         env.say("making an image of it");
         let name = cmd!(sh, "buildah {storage...} from scratch").read_quiet()?;
         cmd!(sh, "buildah {storage...} add -q {name} {root} /").run_quiet()?;
@@ -146,14 +144,21 @@ impl Buildah {
     }
 }
 
-/// Put Rust where the official image has it.
-fn copy_toolchain(root: &Path) -> Result<()> {
+/// The toolchain that rustup has chosen
+fn toolchain() -> Result<PathBuf> {
     let sh = Shell::new()?;
-    let sysroot = cmd!(sh, "rustc --print sysroot").read_quiet()?;
-    let sysroot = Path::new(&sysroot);
-    let toolchains = sysroot.parent().filter(|dir| dir.ends_with("toolchains"));
-    let home = toolchains.and_then(Path::parent);
-    let home = home.context("Rust is not from rustup")?;
+    let sysroot = PathBuf::from(cmd!(sh, "rustc --print sysroot").read_quiet()?);
+    let parent = sysroot.parent();
+    ensure!(
+        parent.is_some_and(|dir| dir.ends_with("toolchains")),
+        "Rust is not from rustup"
+    );
+    Ok(sysroot)
+}
+
+/// Put Rust where the official image has it.
+fn copy_toolchain(sysroot: &Path, root: &Path) -> Result<()> {
+    let sh = Shell::new()?;
     let program = cmd!(sh, "which rustup").read_quiet()?;
 
     let name = sysroot.file_name().unwrap_or_default();
@@ -168,9 +173,6 @@ fn copy_toolchain(root: &Path) -> Result<()> {
             name.to_string_lossy()
         ),
     )?;
-    let hashes = home.join("update-hashes");
-    cmd!(sh, "cp -r {hashes} {dest}").run_quiet()?;
-
     let bin = root.join(CARGO).join("bin");
     fs::create_dir_all(&bin)?;
     fs::copy(program, bin.join("rustup"))?;

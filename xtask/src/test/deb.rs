@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{bail, ensure, Result};
 
-use super::results::Count;
+use super::results::{skip, Count};
 use crate::{
     apt,
     build::{Build, Device, Target},
@@ -46,11 +46,7 @@ fn go_back(suite: &str) -> Vec<String> {
 pub fn deb(env: &Env) -> Result<Count> {
     let packages = built_packages(env)?;
     if !apt::is_root() {
-        println!("the packages are not tested: only root can install them");
-        return Ok(Count {
-            skipped: 1,
-            ..Count::default()
-        });
+        return Ok(skip("the packages are", "only root can install them"));
     }
     let dir = env.temp_dir("debian")?;
     let shared = dir.path().join("shared");

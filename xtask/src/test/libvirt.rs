@@ -8,7 +8,7 @@ use anyhow::{bail, ensure, Context, Result};
 use walkdir::WalkDir;
 use xshell::{cmd, Shell};
 
-use super::results::{parse_junit, Count};
+use super::results::{parse_junit, skip, Count};
 use crate::{
     apt,
     debian::Debian,
@@ -45,13 +45,7 @@ pub fn libvirt(env: &Env, prefix: &Path) -> Result<Count> {
     let dir = env.temp_dir("libvirt")?;
     let debian = match debian(env, &emulator, dir.path()) {
         Ok(debian) => debian,
-        Err(err) => {
-            println!("libvirt is not tested: {}", one_line(&err));
-            return Ok(Count {
-                skipped: 1,
-                ..Count::default()
-            });
-        }
+        Err(err) => return Ok(skip("libvirt is", &one_line(&err))),
     };
     run(env, debian, &emulator, dir.path())
 }

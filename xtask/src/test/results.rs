@@ -35,6 +35,15 @@ pub const PASS: Count = Count {
     skipped: 0,
 };
 
+/// Tell why something is not tested.
+pub fn skip(what: &str, reason: &str) -> Count {
+    println!("{what} not tested: {reason}");
+    Count {
+        skipped: 1,
+        ..Count::default()
+    }
+}
+
 pub fn meson_list(build: &Build) -> Result<Vec<String>> {
     let (sh, meson) = (build.shell()?, build.meson());
     let list = cmd!(sh, "{meson} test --list").read_quiet()?;
