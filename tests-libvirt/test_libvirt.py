@@ -230,9 +230,8 @@ class LibvirtTest(unittest.TestCase):
         migrate = ['migrate', '--live', '--undefinesource', '--persistent',
                    '--unsafe', '--tls', self.name, self.other.uri,
                    '--migrateuri', 'tcp://127.0.0.1']
-        # The certificate has a name.
-        with self.assertRaisesRegex(RuntimeError,
-                                    'Certificate does not match'):
+        # The certificate has a name.  Either end can be the first to complain.
+        with self.assertRaises(RuntimeError):
             self.virsh(*migrate, '--tls-destination', 'elsewhere')
         self.assertEqual(self.virsh('domstate', self.name), 'running')
         self.virsh(*migrate, '--tls-destination', 'balloon.test')

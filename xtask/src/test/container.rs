@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{ensure, Context, Result};
+use serde_json::Value;
 use xshell::{cmd, Shell};
 
 use super::results::{skip, Count, PASS};
@@ -130,9 +131,8 @@ impl Buildah {
             ),
         )?;
         let name = cmd!(sh, "buildah {storage...} from --pull-never test").read_quiet()?;
-        let format = "--format={{json .OCIv1.Config.Cmd}}";
-        let command = cmd!(sh, "buildah {storage...} inspect {format} {name}").read_quiet()?;
-        let command: Vec<String> = serde_json::from_str(&command)?;
+        let config = cmd!(sh, "buildah {storage...} inspect {name}").read_quiet()?;
+        let command = command(&config)?;
         env.run(
             "running its tests",
             cmd!(
@@ -142,6 +142,13 @@ impl Buildah {
             ),
         )
     }
+}
+
+/// What a container runs, in what buildah tells about it
+fn command(config: &str) -> Result<Vec<String>> {
+    let config: Value = serde_json::from_str(config)?;
+    let command = &config["OCIv1"]["config"]["Cmd"];
+    serde_json::from_value(command.clone()).context("the Containerfile has no CMD")
 }
 
 /// The toolchain that rustup has chosen
@@ -199,5 +206,12 @@ mod tests {
     fn base() {
         assert_eq!(base_image("# x\nFROM a/b:1\nRUN c\n").unwrap(), "a/b:1");
         base_image("RUN c\n").unwrap_err();
+    }
+
+    #[test]
+    fn commands() {
+        let config = r#"{"OCIv1": {"config": {"Cmd": ["cargo", "xtask"]}}}"#;
+        assert_eq!(command(config).unwrap(), ["cargo", "xtask"]);
+        command("{}").unwrap_err();
     }
 }
