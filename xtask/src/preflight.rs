@@ -9,8 +9,8 @@ use anyhow::{ensure, Result};
 
 use crate::{apt, env::Env, guest, source::Source};
 
-/// What a command needs.  Space is rounded up from what was measured, memory is
-/// an estimate; see `docs/install.md`.
+/// What a command needs, rounded up from what was measured on two cores; see
+/// `docs/install.md`.
 #[derive(Default)]
 pub struct Needs {
     /// Debian packages
