@@ -236,6 +236,36 @@ static void test_target(const void *data)
     balloon_quit(b);
 }
 
+/* Events tell of each change, in both directions, and of nothing else. */
+static void test_event(const void *data)
+{
+    static const uint32_t sizes[] = { 0x1000, 0x800, 0x800, 0x1800, 0 };
+    Balloon *b = balloon_start(data, "");
+    uint32_t old = 0;
+
+    for (int i = 0; i < ARRAY_SIZE(sizes); i++) {
+        uint64_t actual = RAM_SIZE - (uint64_t)sizes[i] * PAGE;
+        QDict *event;
+
+        config_writel(b, CFG(actual), sizes[i]);
+        /* An event comes before the answer to this. */
+        g_assert_cmpint(query_balloon(b), ==, actual);
+        event = qtest_qmp_event_ref(b->qts, "BALLOON_CHANGE");
+        if (sizes[i] == old) {
+            g_assert_null(event);
+        } else {
+            g_assert_nonnull(event);
+            g_assert_cmpint(qdict_get_int(qdict_get_qdict(event, "data"),
+                                          "actual"), ==, actual);
+            qobject_unref(event);
+        }
+        old = sizes[i];
+        /* There is at most one event a second. */
+        qtest_clock_step(b->qts, 2 * SECOND);
+    }
+    balloon_quit(b);
+}
+
 static void test_poison_config(const void *data)
 {
     Balloon *b = balloon_start(data, "");
@@ -301,6 +331,7 @@ static void test_bytes(const void *data)
 
 static const TransportTest tests[] = {
     { "target", test_target },
+    { "event", test_event },
     { "config/bytes", test_bytes },
     { "poison/config", test_poison_config },
 };
