@@ -38,7 +38,7 @@ COMMANDS = {
     'test': ['unit'],
     'bench': ['--reps 1 --only memfd --json bench.json --chart bench.svg'],
     'guest-policies': ['--quick --policy notifier-2020 --json policies.json'],
-    'series': ['--out series', '--import'],
+    'series': ['--out series', '--import && git diff --exit-code patches'],
 }
 
 # Blocks that are not run as they are, by how they begin

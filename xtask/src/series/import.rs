@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{bail, ensure, Context, Result};
-use xshell::cmd;
+use xshell::{cmd, Shell};
 
 use super::parse;
 use crate::{
@@ -57,11 +57,7 @@ pub fn import(env: &Env) -> Result<usize> {
 
     let dir = env.temp_dir("series")?;
     let tmp = dir.path();
-    cmd!(
-        sh,
-        "git format-patch -q --abbrev=7 --no-signature --zero-commit -N -o {tmp} {BASE}"
-    )
-    .run_quiet()?;
+    format_patches(&sh, &tmp.join("tree"), tmp)?;
     let patches = patches_in(tmp)?;
     ensure!(!patches.is_empty(), "there are no commits in {place}");
 
@@ -84,6 +80,30 @@ pub fn import(env: &Env) -> Result<usize> {
         eprintln!("add {path} to a line of patches/series: its patch has another subject now");
     }
     Ok(names.len())
+}
+
+/// Write the commits of the tree as patches for the pristine source.  The tree has
+/// other patches below them, by which lines would be shifted.
+fn format_patches(sh: &Shell, scratch: &Path, out: &Path) -> Result<()> {
+    cmd!(sh, "git worktree prune").run_quiet()?;
+    cmd!(sh, "git worktree add -q --detach {scratch} HEAD").run_quiet()?;
+    let inner = sh.clone();
+    inner.change_dir(scratch);
+    let result = cmd!(inner, "git rebase -q --onto pristine {BASE}")
+        .run_quiet()
+        .context(
+            "the commits depend on patches/libvirt or patches/debian-source, which are not part \
+             of the series",
+        )
+        .and_then(|()| {
+            cmd!(
+                inner,
+                "git format-patch -q --abbrev=7 --no-signature --zero-commit -N -o {out} pristine"
+            )
+            .run_quiet()
+        });
+    cmd!(sh, "git worktree remove --force {scratch}").run_quiet()?;
+    result
 }
 
 /// The list of patches for new names, and the paths of the old list for which
