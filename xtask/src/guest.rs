@@ -271,18 +271,14 @@ fn load_order(dep: &str, builtin: &str, wanted: &[&str]) -> Result<Vec<String>> 
 
 /// The QEMU of the distribution, for migration from and to it, and its version;
 /// `None` if there is none that could be used.
-///
-/// # Errors
-///
-/// Fails if there is no current directory.
-pub fn stock_qemu(env: &Env) -> Result<Option<(PathBuf, String)>> {
+pub fn stock_qemu(env: &Env) -> Option<(PathBuf, String)> {
     let with_version = |path: PathBuf| qemu_version(&path).map(|version| (path, version));
     let path = PathBuf::from("/usr/bin/qemu-system-x86_64");
     let installed = with_version(path.clone());
     // The emulation of the CPU in QEMU 7.2 has bugs that recent kernels trigger.
     let is_old = |(_, version): &(_, String)| version.starts_with("7.");
     if installed.as_ref().is_some_and(|qemu| !is_old(qemu)) {
-        return Ok(installed);
+        return installed;
     }
     let newer = if release().is_ok_and(|release| release == SUITE) {
         backported_qemu(env)
@@ -290,10 +286,10 @@ pub fn stock_qemu(env: &Env) -> Result<Option<(PathBuf, String)>> {
         apt::ensure_packages(env, &["qemu-system-x86"]).map(|()| path)
     };
     let newer = newer.and_then(|qemu| with_version(qemu).context("it cannot be run here"));
-    Ok(newer
-        .inspect_err(|err| env.say(&format!("no QEMU of Debian: {}", one_line(err))))
+    newer
+        .inspect_err(|err| env.say(&format!("no newer QEMU of Debian: {}", one_line(err))))
         .ok()
-        .or(installed))
+        .or(installed)
 }
 
 /// The version of a QEMU; `None` if it cannot be run.
