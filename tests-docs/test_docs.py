@@ -49,7 +49,8 @@ ELSEWHERE = {
 
 # What has to be there before a block, by how a line of it begins
 BEFORE = {
-    # The tree that the series is for, from Debian's tarball, and bindgen
+    # The tree that the series is for, from Debian's tarball, and what that lacks;
+    # and bindgen
     'cd ../qemu ': '''
 cargo xtask -q build > /dev/null
 tree=$(cargo xtask path --source)
@@ -57,6 +58,7 @@ git clone -q "$tree" ../qemu
 git -C ../qemu checkout -q "$(git -C ../qemu log --format=%H -1 --grep=EDK2)"
 cp -rL "$tree"/subprojects/package* ../qemu/subprojects/
 export PATH="$(echo "$tree"/../../tools/bindgen-*/bin):$PATH"
+export PYTHON="$(echo "$tree"/../../tools/venv-*/bin/python3)"
 export GIT_COMMITTER_NAME=tests-docs GIT_COMMITTER_EMAIL=tests@example.org
 ''',
     'pipx run ': 'command -v pipx > /dev/null || apt-get install -y pipx\n',
