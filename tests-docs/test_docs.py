@@ -37,7 +37,7 @@ COMMANDS = {
     # CI runs all suites.
     'test': ['unit'],
     'bench': ['--reps 1 --only memfd --json bench.json --chart bench.svg'],
-    'guest-policies': ['--quick --policy notifier-2020 --json policies.json'],
+    'guest-policies': ['--quick --policy oom-notifier-2020 --json policies.json'],
     'series': ['--out series', '--import && git diff --exit-code patches'],
 }
 
