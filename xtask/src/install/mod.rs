@@ -99,6 +99,10 @@ pub fn install(env: &Env, dir: &Path, target: Target, options: &[String]) -> Res
 /// What is installed: a third of what is built if nothing is named, which has
 /// QEMU's tests.
 fn installed_targets(build: &Build) -> Result<Vec<String>> {
+    // If its files have changed, meson looks for libraries again, and can find more
+    // than before.
+    let sh = build.shell()?;
+    cmd!(sh, "ninja build.ninja").run_quiet()?;
     let json = fs::read_to_string(build.dir.join("meson-info/intro-targets.json"))
         .context("meson has not written what it builds")?;
     let targets: Vec<MesonTarget> = serde_json::from_str(&json)?;
