@@ -11,7 +11,7 @@ use anyhow::{ensure, Context, Result};
 use walkdir::WalkDir;
 use xshell::{cmd, Shell};
 
-use super::{mount::replace_link, Source};
+use super::Source;
 use crate::env::{remove, sha256, Env};
 
 /// Where meson looks for crates before it downloads them
@@ -22,7 +22,7 @@ impl Source {
     /// meson looks for them before it tries to download them.
     pub(super) fn provide_crates(&self, env: &Env) -> Result<()> {
         let wraps = self.wraps()?;
-        self.link_overlays(env, &wraps)?;
+        self.provide_overlays(env, &wraps)?;
 
         let cache = self.dir.join(PACKAGE_CACHE);
         fs::create_dir_all(&cache)?;
@@ -76,7 +76,7 @@ impl Source {
     }
 
     /// The meson files that Debian's tarball lacks
-    pub(super) fn link_overlays(&self, env: &Env, wraps: &[Wrap]) -> Result<()> {
+    pub(super) fn provide_overlays(&self, env: &Env, wraps: &[Wrap]) -> Result<()> {
         for wrap in wraps {
             let overlay = self
                 .dir
@@ -86,10 +86,12 @@ impl Source {
                 .repo
                 .join("patches/debian-source/overlays")
                 .join(&wrap.patch_directory);
-            let link = overlay.join("meson.build");
-            if ours.is_dir() && (!link.exists() || link.is_symlink()) {
+            let (ours, copy) = (ours.join("meson.build"), overlay.join("meson.build"));
+            // A link would be in what meson unpacks, and this checkout can go away.
+            if ours.exists() && (!copy.exists() || copy.is_symlink()) {
                 fs::create_dir_all(&overlay)?;
-                replace_link(&ours.join("meson.build"), &link)?;
+                remove(&copy)?;
+                fs::copy(&ours, &copy)?;
             }
         }
         Ok(())

@@ -237,7 +237,7 @@ impl Source {
             let inner = this.git()?;
             cmd!(inner, "git am -q --keep-cr {patches...}").run_quiet()?;
         }
-        this.link_overlays(env, &this.wraps()?)?;
+        this.provide_overlays(env, &this.wraps()?)?;
         replace_link(&self.dir.join(PACKAGE_CACHE), &this.dir.join(PACKAGE_CACHE))?;
         Ok(this)
     }
