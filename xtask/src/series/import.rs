@@ -15,7 +15,7 @@ use super::parse;
 use crate::{
     env::{remove, Env},
     run::RunQuiet,
-    source::{mounted_files, patches_in, Source, BASE},
+    source::{in_worktree, mounted_files, patches_in, Source, BASE},
 };
 
 /// Make the commits of the patched tree the series: what was edited, reordered
@@ -85,25 +85,19 @@ pub fn import(env: &Env) -> Result<usize> {
 /// Write the commits of the tree as patches for the pristine source.  The tree has
 /// other patches below them, by which lines would be shifted.
 fn format_patches(sh: &Shell, scratch: &Path, out: &Path) -> Result<()> {
-    cmd!(sh, "git worktree prune").run_quiet()?;
-    cmd!(sh, "git worktree add -q --detach {scratch} HEAD").run_quiet()?;
-    let inner = sh.clone();
-    inner.change_dir(scratch);
-    let result = cmd!(inner, "git rebase -q --onto pristine {BASE}")
-        .run_quiet()
-        .context(
-            "the commits depend on patches/libvirt or patches/debian-source, which are not part \
-             of the series",
-        )
-        .and_then(|()| {
-            cmd!(
-                inner,
-                "git format-patch -q --abbrev=7 --no-signature --zero-commit -N -o {out} pristine"
-            )
+    in_worktree(sh, scratch, "HEAD", |inner| {
+        cmd!(inner, "git rebase -q --onto pristine {BASE}")
             .run_quiet()
-        });
-    cmd!(sh, "git worktree remove --force {scratch}").run_quiet()?;
-    result
+            .context(
+                "the commits depend on patches/libvirt or patches/debian-source, which are not \
+                 part of the series",
+            )?;
+        cmd!(
+            inner,
+            "git format-patch -q --abbrev=7 --no-signature --zero-commit -N -o {out} pristine"
+        )
+        .run_quiet()
+    })
 }
 
 /// The list of patches for new names, and the paths of the old list for which

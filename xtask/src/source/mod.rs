@@ -272,25 +272,39 @@ fn hash_patches(patches: &[Vec<PathBuf>; 2]) -> Result<String> {
 /// what makes it of Debian's
 pub const BASE: &str = "base";
 
-/// Apply patches to the pristine source in a new worktree, which is removed
-/// again, and return the commit.
-fn am_in_worktree(sh: &Shell, scratch: &Path, patches: &[Vec<PathBuf>; 2]) -> Result<String> {
+/// Do something in a new worktree, which is removed again.
+///
+/// # Errors
+///
+/// Fails if there cannot be one, or if that fails.
+pub fn in_worktree<T>(
+    sh: &Shell,
+    scratch: &Path,
+    commit: &str,
+    f: impl FnOnce(&Shell) -> Result<T>,
+) -> Result<T> {
     cmd!(sh, "git worktree prune").run_quiet()?;
-    cmd!(sh, "git worktree add -q --detach {scratch} pristine").run_quiet()?;
+    cmd!(sh, "git worktree add -q --detach {scratch} {commit}").run_quiet()?;
     let inner = sh.clone();
     inner.change_dir(scratch);
-    let [local, series] = patches;
-    let am = |some: &[PathBuf]| match some {
-        [] => Ok(()),
-        some => cmd!(inner, "git am -q --keep-cr {some...}").run_quiet(),
-    };
-    let result = am(local)
-        .and_then(|()| cmd!(inner, "git tag -f {BASE}").run_quiet())
-        .and_then(|()| am(series));
-    let commit = cmd!(inner, "git rev-parse HEAD").read_quiet();
+    let result = f(&inner);
     cmd!(sh, "git worktree remove --force {scratch}").run_quiet()?;
-    result?;
-    commit
+    result
+}
+
+/// Apply patches to the pristine source in a new worktree, and return the commit.
+fn am_in_worktree(sh: &Shell, scratch: &Path, patches: &[Vec<PathBuf>; 2]) -> Result<String> {
+    let [local, series] = patches;
+    in_worktree(sh, scratch, "pristine", |inner| {
+        let am = |some: &[PathBuf]| match some {
+            [] => Ok(()),
+            some => cmd!(inner, "git am -q --keep-cr {some...}").run_quiet(),
+        };
+        am(local)?;
+        cmd!(inner, "git tag -f {BASE}").run_quiet()?;
+        am(series)?;
+        cmd!(inner, "git rev-parse HEAD").read_quiet()
+    })
 }
 
 /// The patches that are not for upstream: the trees that are built have them, but
