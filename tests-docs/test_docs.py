@@ -16,7 +16,6 @@ to.
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
