@@ -65,6 +65,8 @@ enum Op {
     Migrate,
     /// Whether reports may be discarded
     Inhibit(bool),
+    /// Whether the host has memory for pages
+    Memory(bool),
 }
 
 #[derive(Clone, Debug)]
@@ -73,6 +75,8 @@ struct Scenario {
     nested: Vec<Nested>,
     budget: (usize, usize, usize, u64),
     capacity: usize,
+    /// How many elements the device may work on together
+    batch: usize,
     /// Host page size in pages
     page_size: u64,
 }
@@ -99,6 +103,7 @@ fn scenario() -> impl Strategy<Value = Scenario> {
         1 => Just(Op::Reset),
         1 => Just(Op::Migrate),
         1 => any::<bool>().prop_map(Op::Inhibit),
+        2 => any::<bool>().prop_map(Op::Memory),
     ];
     let nested = prop_oneof![
         20 => Just(Nested::Nothing),
@@ -112,13 +117,15 @@ fn scenario() -> impl Strategy<Value = Scenario> {
         prop::collection::vec(nested, 0..60),
         (1usize..12, 1usize..40, 1usize..10, 1u64..30),
         1usize..6,
+        prop::sample::select(vec![1, 2, usize::MAX]),
         prop::sample::select(vec![1u64, 2, 4]),
     )
-        .prop_map(|(ops, nested, budget, capacity, page_size)| Scenario {
+        .prop_map(|(ops, nested, budget, capacity, batch, page_size)| Scenario {
             ops,
             nested,
             budget,
             capacity,
+            batch,
             page_size,
         })
 }
@@ -172,8 +179,19 @@ struct World<W> {
     log: Rc<Log>,
     budget: Budget,
     capacity: usize,
+    batch: usize,
     page_size: u64,
     running: Cell<bool>,
+    has_memory: Cell<bool>,
+    /// It had none in the current call.
+    refused: Cell<bool>,
+    /// How long the timer was last armed for
+    delay: Cell<u32>,
+    /// It is armed.
+    timer: Cell<bool>,
+    /// PFNs that the device has read, and pages that it has counted
+    read: Cell<u64>,
+    counted: Cell<u64>,
     scheduled: Cell<bool>,
     /// Whether this call of the device has scheduled another one
     left_work: Cell<bool>,
@@ -215,8 +233,15 @@ impl<W: Default> World<W> {
                 align: PAGE,
             },
             capacity: s.capacity,
+            batch: s.batch,
             page_size: s.page_size,
             running: Cell::new(true),
+            has_memory: Cell::new(true),
+            refused: Cell::new(false),
+            delay: Cell::new(0),
+            timer: Cell::new(false),
+            read: Cell::new(0),
+            counted: Cell::new(0),
             scheduled: Cell::new(false),
             left_work: Cell::new(false),
             since_turn: Cell::new(None),
@@ -328,6 +353,7 @@ where
         if outermost {
             w.used.set((0, 0, 0, 0));
             w.left_work.set(false);
+            w.refused.set(false);
         }
         f(self);
         w.depth.set(w.depth.get() - 1);
@@ -341,6 +367,7 @@ where
         let w = self.world();
         self.cancel();
         w.since_turn.set(None);
+        w.delay.set(0);
         w.forget();
         let work = w.engine.borrow_mut().invalidate();
         drop(work);
@@ -426,12 +453,16 @@ where
             engine::vm_stopped(self);
             w.depth.set(w.depth.get() - 1);
             self.check_turn();
-            assert!(!w.scheduled.get(), "scheduled although the VM is stopped");
+            let scheduled = w.scheduled.get() || w.timer.get();
+            assert!(!scheduled, "scheduled although the VM is stopped");
         }
     }
 
     fn main_loop(&self) {
         let w = self.world();
+        if w.timer.replace(false) {
+            w.scheduled.set(true);
+        }
         if w.scheduled.replace(false) {
             w.since_turn.set(w.since_turn.get().map(|n| n + 1));
             self.called_with(engine::resume);
@@ -465,15 +496,17 @@ where
                 self.cont();
             }
             Op::Inhibit(inhibited) => w.inhibited.set(*inhibited),
+            Op::Memory(has_memory) => w.has_memory.set(*has_memory),
         }
     }
 
     /// All that the device was notified of is done in the end.
     fn finish(&self) {
         let w = self.world();
+        w.has_memory.set(true);
         self.cont();
         for _ in 0..10_000 {
-            if !w.scheduled.get() {
+            if !w.scheduled.get() && !w.timer.get() {
                 break;
             }
             self.main_loop();

@@ -65,11 +65,21 @@ macro_rules! impl_device {
             }
             fn schedule(&self) {
                 assert!(self.0.running.get());
+                self.0.timer.set(false);
                 self.0.scheduled.set(true);
                 self.0.left_work.set(true);
             }
+            fn schedule_after(&self, delay: u32) {
+                assert!(self.0.running.get() && self.0.refused.get());
+                // It doubles, up to a second, until there is memory
+                let last = self.0.delay.replace(delay);
+                assert_eq!(delay, (2 * last).clamp(1, 1000), "delay");
+                self.0.left_work.set(true);
+                self.0.timer.set(true);
+            }
             fn cancel(&self) {
                 self.0.scheduled.set(false);
+                self.0.timer.set(false);
             }
         }
     };
@@ -109,8 +119,17 @@ impl PageSink for Sink<'_> {
         }
     }
 
-    fn flush(&mut self) {
+    fn flush(&mut self) -> bool {
         let now = self.device.0.tick();
+        if self.device.0.has_memory.get() {
+            self.device.0.delay.set(0);
+        } else if !self.added.is_empty() {
+            // A part of it is done, the device does not know which
+            self.device.0.refused.set(true);
+            self.added.clear();
+            self.device.called();
+            return false;
+        }
         let mut discarded = self.device.0.discarded.borrow_mut();
         for run in self.added.drain(..) {
             for pfn in run.first..=run.last {
@@ -119,6 +138,7 @@ impl PageSink for Sink<'_> {
         }
         drop(discarded);
         self.device.called();
+        true
     }
 }
 
@@ -143,11 +163,27 @@ impl PageHost for Pages {
         let left = &elem.request.pfns[position / 4..];
         let n = left.len().min(max);
         self.0.charge(0, n, 0, 0);
+        self.0.read.set(self.0.read.get() + n as u64);
         left[..n].iter().for_each(|pfn| runs.push(*pfn));
         (n < left.len()).then_some(position + 4 * n)
     }
 
-    fn completed(&self, _tally: Tally) {}
+    fn batch(&self) -> usize {
+        self.0.batch
+    }
+
+    fn completed(&self, tally: Tally) {
+        self.0.tick();
+        let in_flight = self.0.log.in_flight.borrow().len();
+        assert!(in_flight <= self.0.batch, "too many elements together");
+        // The same page can be in an element more than once
+        self.0.counted.set(self.0.counted.get() + tally.ram);
+        assert!(self.0.counted.get() <= self.0.read.get(), "counted twice");
+    }
+
+    fn ended(&self) {
+        self.0.tick();
+    }
 }
 
 impl Reports {

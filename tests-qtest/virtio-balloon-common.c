@@ -8,6 +8,7 @@
 #include "qemu/bswap.h"
 #include "virtio-balloon-common.h"
 #include "hw/pci/pci_regs.h"
+#include "qobject/qlist.h"
 #include "standard-headers/linux/virtio_mmio.h"
 #include "standard-headers/linux/virtio_pci.h"
 
@@ -83,8 +84,7 @@ const Transport *const *transports(void)
     return found;
 }
 
-/* Whether there are enough for the memory of some VMs */
-static bool have_huge_pages(int vms)
+bool have_huge_pages(int vms)
 {
     const char *path =
         "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
@@ -127,6 +127,59 @@ void add_transport_tests(const TransportTest *tests, size_t n)
             qtest_add_data_func_full(path, data, run_transport_test, g_free);
         }
     }
+}
+
+static bool have_counters(void)
+{
+    QTestState *qts = qtest_init("-machine none");
+    QDict *resp = qtest_qmp(qts, "{ 'execute': 'device-list-properties',"
+                            " 'arguments': {"
+                            " 'typename': 'virtio-balloon-device' } }");
+    const QListEntry *entry;
+    bool found = false;
+
+    QLIST_FOREACH_ENTRY(qdict_get_qlist(resp, "return"), entry) {
+        QDict *property = qobject_to(QDict, qlist_entry_obj(entry));
+
+        found = found || !strcmp(qdict_get_str(property, "name"),
+                                 "balloon-counters");
+    }
+    qobject_unref(resp);
+    qtest_quit(qts);
+    return found;
+}
+
+bool is_rust_device(void)
+{
+    /* "c" or "rust"; then that is what it has to be. */
+    const char *expected = getenv("QTEST_BALLOON_DEVICE");
+
+    return expected ? !strcmp(expected, "rust") : have_counters();
+}
+
+static void test_device(void)
+{
+    g_assert_true(have_counters());
+}
+
+static void skip_all(void)
+{
+    g_test_skip("only for the implementation in Rust");
+}
+
+int run_rust_tests(int argc, char **argv, const char *name,
+                   const TransportTest *tests, size_t n)
+{
+    g_autofree char *path = g_strdup_printf("virtio-balloon/%s", name);
+
+    g_test_init(&argc, &argv, NULL);
+    if (!is_rust_device()) {
+        qtest_add_func(path, skip_all);
+        return g_test_run();
+    }
+    qtest_add_func(path, test_device);
+    add_transport_tests(tests, n);
+    return g_test_run();
 }
 
 /*
@@ -280,6 +333,21 @@ void config_writel(Balloon *b, uint64_t offset, uint32_t value)
                        b->pci->device_cfg_offset + offset, value);
     } else {
         qpci_io_writel(b->pci->pdev, b->pci->bar,
+                       VIRTIO_PCI_CONFIG_OFF(false) + offset, value);
+    }
+}
+
+void config_writeb(Balloon *b, uint64_t offset, uint8_t value)
+{
+    if (!b->t->pci) {
+        qtest_writeb(b->qts,
+                     b->mmio.addr + QVIRTIO_MMIO_DEVICE_SPECIFIC + offset,
+                     value);
+    } else if (b->offered & BIT64(VIRTIO_F_VERSION_1)) {
+        qpci_io_writeb(b->pci->pdev, b->pci->bar,
+                       b->pci->device_cfg_offset + offset, value);
+    } else {
+        qpci_io_writeb(b->pci->pdev, b->pci->bar,
                        VIRTIO_PCI_CONFIG_OFF(false) + offset, value);
     }
 }
@@ -467,6 +535,18 @@ void set_balloon(Balloon *b, uint64_t value)
     qtest_qmp_assert_success(
         b->qts, "{ 'execute': 'balloon', 'arguments': { 'value': %" PRId64
         " } }", (int64_t)value);
+}
+
+uint64_t get_counter(Balloon *b, const char *name)
+{
+    /* The path is that of the proxy, which has an alias of the property */
+    QDict *counters = qtest_qmp_assert_success_ref(
+        b->qts, "{ 'execute': 'qom-get', 'arguments': { 'path': %s,"
+        " 'property': 'balloon-counters' } }", BALLOON_PATH);
+    uint64_t value = qdict_get_int(counters, name);
+
+    qobject_unref(counters);
+    return value;
 }
 
 void stop_vm(Balloon *b)

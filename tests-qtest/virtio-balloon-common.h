@@ -50,12 +50,13 @@
 /* Queues; the index of the last two depends on the features */
 enum { IVQ, DVQ, SVQ };
 
+#define F_TELL      BIT64(VIRTIO_BALLOON_F_MUST_TELL_HOST)
 #define F_STATS     BIT64(VIRTIO_BALLOON_F_STATS_VQ)
 #define F_OOM       BIT64(VIRTIO_BALLOON_F_DEFLATE_ON_OOM)
 #define F_HINT      BIT64(VIRTIO_BALLOON_F_FREE_PAGE_HINT)
 #define F_POISON    BIT64(VIRTIO_BALLOON_F_PAGE_POISON)
 #define F_REPORTING BIT64(VIRTIO_BALLOON_F_REPORTING)
-#define F_BALLOON   (F_STATS | F_OOM | F_HINT | F_POISON | F_REPORTING)
+#define F_BALLOON   (F_TELL | F_STATS | F_OOM | F_HINT | F_POISON | F_REPORTING)
 
 /* added by the PCI proxy, for the legacy interface */
 #define F_BAD       QVIRTIO_F_BAD_FEATURE
@@ -113,6 +114,19 @@ const Transport *const *transports(void);
 /* Add tests for all transports.  They must exist until they are run. */
 void add_transport_tests(const TransportTest *tests, size_t n);
 
+/* Whether there are enough huge pages for the memory of some VMs */
+bool have_huge_pages(int vms);
+
+/* Whether the device is the one in Rust, which has more properties */
+bool is_rust_device(void);
+
+/*
+ * The main function of a program with tests that only the device in Rust
+ * passes; they are skipped with the one in C.
+ */
+int run_rust_tests(int argc, char **argv, const char *name,
+                   const TransportTest *tests, size_t n);
+
 /*
  * Booting and initialization
  */
@@ -144,6 +158,7 @@ bool is_broken_for_qmp(Balloon *b);
 void assert_broken(Balloon *b);
 
 void config_writel(Balloon *b, uint64_t offset, uint32_t value);
+void config_writeb(Balloon *b, uint64_t offset, uint8_t value);
 uint32_t config_readl(Balloon *b, uint64_t offset);
 
 /*
@@ -212,6 +227,9 @@ void assert_pages(Balloon *b, uint64_t addr, const char *expected);
 
 int64_t query_balloon(Balloon *b);
 void set_balloon(Balloon *b, uint64_t value);
+
+/* One of the balloon-counters, which only the device in Rust has */
+uint64_t get_counter(Balloon *b, const char *name);
 
 void stop_vm(Balloon *b);
 void continue_vm(Balloon *b);

@@ -96,10 +96,14 @@ static void add_feature_tests(const Transport *t)
           VIRTIO_BALLOON_F_PAGE_POISON, true },
         { "free-page-reporting", "VIRTIO_BALLOON_F_REPORTING",
           VIRTIO_BALLOON_F_REPORTING, false },
+        /* only in Rust */
+        { "huge-pages", "VIRTIO_BALLOON_F_MUST_TELL_HOST",
+          VIRTIO_BALLOON_F_MUST_TELL_HOST, false },
     };
+    int n = ARRAY_SIZE(features) - !is_rust_device();
     static const char *const values[] = { "on", "off", NULL };
 
-    for (int i = 0; i < ARRAY_SIZE(features); i++) {
+    for (int i = 0; i < n; i++) {
         for (int j = 0; j < ARRAY_SIZE(values); j++) {
             FeatureCase *c = g_new(FeatureCase, 1);
             g_autofree char *path =

@@ -36,6 +36,16 @@ static bool migration_has_status(Balloon *b, const char *expected)
     return result;
 }
 
+static bool migration_has_failed(Balloon *b)
+{
+    QDict *ret = qtest_qmp_assert_success_ref(
+        b->qts, "{ 'execute': 'query-migrate' }");
+    bool failed = !g_strcmp0(qdict_get_try_str(ret, "status"), "failed");
+
+    qobject_unref(ret);
+    return failed;
+}
+
 /* Wait until the migration has ended, with the given status. */
 static void wait_migration(Balloon *b, const char *status)
 {
@@ -95,21 +105,51 @@ static void move_driver(Balloon *dst, Balloon *src)
     src->num_queues = 0;
 }
 
-Balloon *balloon_migrate(Balloon *src, const char *options)
+/* Stop the VM, save it, and start a QEMU that is to load it. */
+static Balloon *save_and_boot(Balloon *src, StateFile *file, char **uri,
+                              const char *options)
 {
     g_autofree char *incoming = g_strdup_printf("%s -incoming defer", options);
-    g_autofree char *uri = NULL;
+
+    state_file_init(file);
+    *uri = g_strdup_printf("file:%s", file->path);
+    stop_vm(src);
+    qtest_qmp_assert_success(
+        src->qts, "{ 'execute': 'migrate', 'arguments': { 'uri': %s } }", *uri);
+    wait_migration(src, "completed");
+    return balloon_boot(src->t, incoming);
+}
+
+void balloon_migrate_fails(Balloon *src, const char *options,
+                           const char *message)
+{
+    g_autofree char *uri = NULL, *text = NULL, *log = NULL, *all = NULL;
     StateFile file;
     Balloon *dst;
 
-    state_file_init(&file);
-    uri = g_strdup_printf("file:%s", file.path);
-    stop_vm(src);
+    g_assert_cmpint(close(g_file_open_tmp("virtio-balloon-XXXXXX", &log,
+                                          NULL)), ==, 0);
+    all = g_strdup_printf("%s 2>%s", options, log);
+    dst = save_and_boot(src, &file, &uri, all);
     qtest_qmp_assert_success(
-        src->qts, "{ 'execute': 'migrate', 'arguments': { 'uri': %s } }", uri);
-    wait_migration(src, "completed");
+        dst->qts, "{ 'execute': 'migrate-incoming',"
+        " 'arguments': { 'uri': %s, 'exit-on-error': false } }", uri);
+    WAIT_FOR(migration_has_failed(dst));
+    state_file_cleanup(&file);
+    balloon_quit(dst);
 
-    dst = balloon_boot(src->t, incoming);
+    g_assert_true(g_file_get_contents(log, &text, NULL, NULL));
+    g_test_message("%s", text);
+    g_assert_true(g_regex_match_simple(message, text, G_REGEX_MULTILINE, 0));
+    g_unlink(log);
+}
+
+Balloon *balloon_migrate(Balloon *src, const char *options)
+{
+    g_autofree char *uri = NULL;
+    StateFile file;
+    Balloon *dst = save_and_boot(src, &file, &uri, options);
+
     qtest_qmp_assert_success(
         dst->qts, "{ 'execute': 'migrate-incoming',"
         " 'arguments': { 'uri': %s } }", uri);

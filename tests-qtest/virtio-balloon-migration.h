@@ -15,6 +15,14 @@
  */
 Balloon *balloon_migrate(Balloon *src, const char *options);
 
+/*
+ * Stop the VM, and fail to continue it in another QEMU that is started with the
+ * given options, which prints a message: a regular expression for a line.  The VM
+ * stays where it is.
+ */
+void balloon_migrate_fails(Balloon *src, const char *options,
+                           const char *message);
+
 /* Begin to migrate, which will not end by itself. */
 void start_migration(Balloon *b);
 void cancel_migration(Balloon *b);

@@ -7,6 +7,7 @@
 
 use bql::prelude::*;
 use common::{field, Field};
+use util::prelude::*;
 use virtio::prelude::*;
 use virtio_balloon_core::engine::{self, Engine, Host, Queue, Work};
 
@@ -20,6 +21,8 @@ pub struct Deferred<W> {
     engine: BqlRefCell<Engine<W>>,
     /// Runs the next turn
     bh: BottomHalf,
+    /// Schedules that, if the host could not do what was needed
+    retry: Timer,
 }
 
 /// A part that works on a queue
@@ -88,27 +91,43 @@ impl<P: QueuePart> Host for PartHost<'_, P> {
         self.part.deferred().bh.schedule();
     }
 
+    fn schedule_after(&self, delay: u32) {
+        let retry = &self.part.deferred().retry;
+        retry.modify(CLOCK_VIRTUAL.get_ms() + u64::from(delay));
+    }
+
     fn cancel(&self) {
-        self.part.deferred().bh.cancel();
+        self.part.deferred().cancel();
     }
 }
 
 impl<W: Default> Deferred<W> {
     pub const BH: Field<Self, BottomHalf> = field!(Self, bh);
+    pub const RETRY: Field<Self, Timer> = field!(Self, retry);
+
+    fn cancel(&self) {
+        self.bh.cancel();
+        self.retry.delete();
+    }
+
+    /// The timer has expired.
+    pub fn retry(&self) {
+        self.bh.schedule();
+    }
 
     pub fn realize(&self, queue: u16) {
         self.index.set(Some(queue));
     }
 
     pub fn unrealize(&self) {
-        self.bh.delete();
         self.reset();
+        self.bh.delete();
         self.index.set(None);
     }
 
     /// The queue is reset: drop what is in flight.
     pub fn reset(&self) {
-        self.bh.cancel();
+        self.cancel();
         // Not dropped while the cell is borrowed
         let work = self.engine.borrow_mut().invalidate();
         drop(work);

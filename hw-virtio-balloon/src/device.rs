@@ -2,6 +2,7 @@
 
 //! The device itself: properties, features, configuration space, life cycle
 
+mod size;
 mod vmstate;
 
 use std::ffi::CStr;
@@ -11,7 +12,7 @@ use bql::prelude::*;
 use common::field;
 use hwcore::{prelude::*, Link};
 use qom::prelude::*;
-use system::{main_loop_schedule_oneshot, prelude::*, send_balloon_change};
+use system::{main_loop_schedule_oneshot, prelude::*};
 use util::{prelude::*, Result};
 use virtio::{
     bindings::{VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_ID_BALLOON},
@@ -19,26 +20,22 @@ use virtio::{
     virtio_vmstate,
 };
 use virtio_balloon_core::{
-    config::{config_size, Config},
+    counters::State,
     features::{
         has_feature, offered, VIRTIO_BALLOON_F_DEFLATE_ON_OOM, VIRTIO_BALLOON_F_FREE_PAGE_HINT,
-        VIRTIO_BALLOON_F_PAGE_POISON, VIRTIO_BALLOON_F_REPORTING,
+        VIRTIO_BALLOON_F_MUST_TELL_HOST, VIRTIO_BALLOON_F_PAGE_POISON, VIRTIO_BALLOON_F_REPORTING,
     },
-    pages::{pages_to_bytes, target_to_pages},
 };
 
 use self::vmstate::{Registers, VMSTATE_BALLOON};
 use crate::{
     deferred,
-    events::{
-        trace_virtio_balloon_get_config, trace_virtio_balloon_set_config,
-        trace_virtio_balloon_to_target,
-    },
     guest_memory::{Direction, GuestMemory},
     hinting::FreePageHinting,
     oom_hold::OomHold,
     page_queue::PageQueue,
     part::{Context, Part},
+    repopulation::Repopulation,
     reporting::Reporting,
     stats::GuestStats,
     TYPE_VIRTIO_BALLOON,
@@ -64,6 +61,7 @@ pub struct VirtIOBalloon {
     #[property(rename = "free-page-hint", bit = VIRTIO_BALLOON_F_FREE_PAGE_HINT, default = false)]
     #[property(rename = "page-poison", bit = VIRTIO_BALLOON_F_PAGE_POISON, default = true)]
     #[property(rename = "free-page-reporting", bit = VIRTIO_BALLOON_F_REPORTING, default = false)]
+    #[property(rename = "huge-pages", bit = VIRTIO_BALLOON_F_MUST_TELL_HOST, default = false)]
     host_features: u32,
 
     /// For how many seconds a guest that has deflated the balloon because it was
@@ -85,6 +83,7 @@ pub struct VirtIOBalloon {
     hinting: FreePageHinting,
     reporting: Reporting,
     oom_hold: OomHold,
+    repopulation: Repopulation,
     handler: BalloonHandler,
     /// The device was migrated, and the VM has not run since
     incoming: BqlCell<bool>,
@@ -108,14 +107,6 @@ impl VirtIOBalloon {
         ]
     }
 
-    fn ram_size() -> u64 {
-        MachineState::current().map_or(0, MachineState::current_ram_size)
-    }
-
-    fn config_size(&self) -> usize {
-        config_size(self.host_features)
-    }
-
     fn post_init(&self) {
         Timer::init(
             self,
@@ -130,6 +121,13 @@ impl VirtIOBalloon {
             CLOCK_VIRTUAL,
             Timer::MS,
             Self::oom_hold_elapsed,
+        );
+        Timer::init(
+            self,
+            field!(Self, deflate).then(PageQueue::RETRY),
+            CLOCK_VIRTUAL,
+            Timer::MS,
+            Self::retry_deflate,
         );
         // Not class properties: the proxies create aliases for all of those,
         // but also for the following two.
@@ -156,11 +154,13 @@ impl VirtIOBalloon {
     }
 
     fn get_counters(&self, v: &Visitor, name: &CStr) -> Result<()> {
-        let members = self.memory.counters().members(
-            self.memory.partial_host_pages(),
-            self.oom_hold.count(),
-            self.oom_hold.is_active(),
-        );
+        let members = self.memory.counters().members(&State {
+            pages_deflated_unasked: self.unasked(),
+            partial_host_pages: self.memory.partial_host_pages(),
+            waiting_for_memory: self.memory.waits_for_memory(),
+            oom_holds: self.oom_hold.count(),
+            oom_hold_active: self.oom_hold.is_active(),
+        });
         v.visit_struct(name, |v| {
             members
                 .into_iter()
@@ -205,11 +205,13 @@ impl VirtIOBalloon {
 
     /// The device is realized; the parts unregister what is theirs.
     fn register_callbacks(&self, hint: bool) {
-        RamBlockNotifier::register(
-            self,
-            field!(Self, memory).then(GuestMemory::NOTIFIER),
-            Self::block_freed,
-        );
+        if self.offers(VIRTIO_BALLOON_F_MUST_TELL_HOST) {
+            MemoryListener::register(
+                self,
+                field!(Self, memory).then(GuestMemory::LISTENER),
+                Self::ram_unmapped,
+            );
+        }
         if hint {
             PrecopyNotifier::register(
                 self,
@@ -241,18 +243,36 @@ impl VirtIOBalloon {
             c"virtio-balloon-reports",
             Self::resume_reports,
         );
+        let repopulation = field!(Self, repopulation).then(Repopulation::BH);
+        BottomHalf::init(
+            self,
+            repopulation,
+            c"virtio-balloon-repopulation",
+            Self::repopulate,
+        );
     }
 
     fn unrealize(&self) {
         for part in self.parts() {
             part.unrealize(self);
         }
+        self.repopulation.unrealize();
         self.memory.unrealize();
         self.oom_hold.end();
         self.handler.unregister();
     }
 
+    /// A page that is in both queues has to leave the balloon before it goes into
+    /// it.  C works on what it is notified of, so this is only done if the driver
+    /// has promised to tell, and parts of host pages are remembered.
+    fn deflate_first(&self) {
+        if self.completes_host_pages() {
+            self.deflate.run(self);
+        }
+    }
+
     fn handle_inflate(&self, _vq: VirtQueue<'_>) {
+        self.deflate_first();
         self.inflate.run(self);
     }
 
@@ -273,6 +293,7 @@ impl VirtIOBalloon {
     }
 
     fn resume_inflate(&self) {
+        self.deflate_first();
         deferred::resume(&self.inflate, self);
     }
 
@@ -288,6 +309,14 @@ impl VirtIOBalloon {
         deferred::resume(&self.reporting, self);
     }
 
+    fn retry_deflate(&self) {
+        self.deflate.retry();
+    }
+
+    fn repopulate(&self) {
+        self.repopulation.run(self);
+    }
+
     fn poll_stats(&self) {
         self.stats.poll(self);
     }
@@ -296,8 +325,8 @@ impl VirtIOBalloon {
         self.oom_hold.elapsed(self);
     }
 
-    fn block_freed(&self, block: RamBlockId) {
-        self.memory.forget(block);
+    fn ram_unmapped(&self, block: RamBlockId, range: RAMBlockRange) {
+        self.memory.unmapped(block, range);
     }
 
     fn precopy_notify(&self, reason: PrecopyNotifyReason) {
@@ -308,45 +337,17 @@ impl VirtIOBalloon {
         Ok(offered(requested, self.host_features))
     }
 
-    fn get_config(&self, data: &mut [u8]) {
-        let registers = *self.registers.borrow();
-        let config = Config {
-            num_pages: self.oom_hold.shown(registers.num_pages, registers.actual),
-            actual: registers.actual,
-            free_page_hint_cmd_id: self.hinting.config_cmd_id(),
-            poison_val: self.poison_val.get(),
-        };
-        trace_virtio_balloon_get_config(config.num_pages, config.actual);
-        config.write_to(data);
-    }
-
-    fn set_config(&self, data: &[u8]) {
-        let config = Config::read_from(data);
-        let old_actual = self.registers.borrow().actual;
-        self.registers.borrow_mut().actual = config.actual;
-
-        if config.actual != old_actual {
-            send_balloon_change(self.balloon_actual());
-        }
-        self.oom_hold
-            .size_changed(self, old_actual, config.actual, self.oom_hold_time);
-        self.poison_val.set(
-            if Context::has_feature(self, VIRTIO_BALLOON_F_PAGE_POISON) {
-                config.poison_val
-            } else {
-                0
-            },
-        );
-        trace_virtio_balloon_set_config(config.actual, old_actual);
-    }
-
     fn reset(&self) {
         for part in self.parts() {
             part.reset(self);
         }
         self.memory.reset();
+        self.restart_deflation(0);
         self.oom_hold.end();
         self.poison_val.set(0);
+        if VirtioDeviceMethods::vm_running(&self) {
+            self.repopulation.run(self);
+        }
     }
 
     /// The driver resets a single queue: what was taken from it must not be
@@ -359,6 +360,9 @@ impl VirtIOBalloon {
 
     fn set_status(&self, status: u8) {
         let running = VirtioDeviceMethods::vm_running(&self);
+        if running {
+            self.repopulation.run(self);
+        }
         let driver_ok = u32::from(status) & VIRTIO_CONFIG_S_DRIVER_OK != 0;
 
         let incoming = running && self.incoming.replace(false) && driver_ok;
@@ -396,9 +400,9 @@ impl Context for VirtIOBalloon {
         &self.memory
     }
 
-    fn wants_deflation(&self) -> bool {
-        let registers = self.registers.borrow();
-        registers.num_pages < registers.actual
+    fn completes_host_pages(&self) -> bool {
+        self.offers(VIRTIO_BALLOON_F_MUST_TELL_HOST)
+            && Context::has_feature(self, VIRTIO_BALLOON_F_MUST_TELL_HOST)
     }
 
     fn poison_val(&self) -> u32 {
@@ -425,26 +429,6 @@ impl Context for VirtIOBalloon {
     }
 }
 
-impl BalloonDevice for VirtIOBalloon {
-    fn balloon_to_target(&self, target: u64) {
-        let ram_size = Self::ram_size();
-        let target = target.min(ram_size);
-
-        if target != 0 {
-            self.registers.borrow_mut().num_pages = target_to_pages(ram_size, target);
-            self.oom_hold.end();
-            VirtioDeviceMethods::notify_config(&self);
-        }
-        trace_virtio_balloon_to_target(target, self.registers.borrow().num_pages);
-    }
-
-    fn balloon_actual(&self) -> u64 {
-        // Wraps, like in C, if the driver claims that more than all memory is
-        // in the balloon.
-        Self::ram_size().wrapping_sub(pages_to_bytes(self.registers.borrow().actual))
-    }
-}
-
 impl ObjectImpl for VirtIOBalloon {
     type ParentType = VirtIODevice;
 
@@ -460,6 +444,7 @@ impl ObjectImpl for VirtIOBalloon {
         hinting: FreePageHinting::default(),
         reporting: Reporting::default(),
         oom_hold: OomHold::default(),
+        repopulation: Repopulation::default(),
         handler: BalloonHandler::new(),
         incoming: BqlCell::new(false),
     });

@@ -3,15 +3,18 @@
 //! Finding the memory that is behind guest-physical addresses, and giving it
 //! back to the host
 
+use std::io;
+
 use ::migration::precopy::{migration_in_bg_snapshot, migration_in_incoming_postcopy};
 use bql::prelude::*;
 use common::{field, Field};
 use system::{prelude::*, ram_block_discard_is_disabled};
-use util::{log::Log, log_mask_ln, warn_report_once};
+use util::{log::Log, log_mask_ln, prelude::*};
 use virtio_balloon_core::{
     budget::Budget,
-    counters::Counters,
-    host_pages::HostPages,
+    counters::{count, Counters},
+    deflation::Deflation,
+    host_pages::{First, HostPages},
     page_work::{PageSink, Tally},
     pages::pfn_to_gpa,
     runs::Run,
@@ -32,6 +35,13 @@ pub fn is_discard_inhibited() -> bool {
         || migration_in_bg_snapshot()
 }
 
+/// What C prints for an error of the operating system
+fn describe(err: &io::Error) -> String {
+    let text = err.to_string();
+    let end = text.find(" (os error").unwrap_or(text.len());
+    text[..end].to_owned()
+}
+
 /// Whether it does not take the host long to discard memory, see
 /// [`Budget::charge_range`]
 pub fn is_cheap_to_discard(block: &RamBlock<'_>) -> bool {
@@ -47,23 +57,42 @@ pub enum Direction {
     Deflate,
 }
 
+/// What [`GuestMemory::repopulate`] has achieved
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repopulated {
+    /// There is nothing left to do.
+    All,
+    /// The budget is spent.
+    Some,
+    /// The host has no memory.
+    NoMemory,
+}
+
 /// What the device remembers about the guest's memory
 #[derive(Default)]
 pub struct GuestMemory {
     /// For blocks with host pages that are larger than balloon pages: what is
     /// in the balloon
     host_pages: BqlRefCell<Vec<(RamBlockId, HostPages)>>,
-    notifier: RamBlockNotifier,
+    /// What was in the balloon when the device was reset, and may be missing on the
+    /// host since then
+    lost: BqlRefCell<Vec<(RamBlockId, HostPages)>>,
+    listener: MemoryListener,
     counters: BqlCell<Counters>,
+    deflation: BqlCell<Deflation>,
+    /// The host has no memory for pages that leave the balloon.
+    waits: BqlCell<bool>,
 }
 
 impl GuestMemory {
-    pub const NOTIFIER: Field<Self, RamBlockNotifier> = field!(Self, notifier);
+    pub const LISTENER: Field<Self, MemoryListener> = field!(Self, listener);
 
     /// The device is unrealized.
     pub fn unrealize(&self) {
-        self.notifier.unregister();
-        self.reset();
+        self.listener.unregister();
+        self.host_pages.borrow_mut().clear();
+        self.lost.borrow_mut().clear();
+        self.waits.set(false);
     }
 
     /// What the device has done so far
@@ -78,6 +107,19 @@ impl GuestMemory {
         self.counters.set(counters);
     }
 
+    /// Change what is known of the size of the balloon.
+    pub fn with_deflation<R>(&self, f: impl FnOnce(&mut Deflation) -> R) -> R {
+        let mut deflation = self.deflation.get();
+        let result = f(&mut deflation);
+        self.deflation.set(deflation);
+        result
+    }
+
+    /// Whether the host has no memory for pages that leave the balloon
+    pub fn waits_for_memory(&self) -> bool {
+        self.waits.get()
+    }
+
     /// Host pages that are partly in the balloon
     pub fn partial_host_pages(&self) -> u64 {
         let host_pages = self.host_pages.borrow();
@@ -86,34 +128,130 @@ impl GuestMemory {
 
     /// The balloon is empty.
     pub fn reset(&self) {
+        let known = std::mem::take(&mut *self.host_pages.borrow_mut());
+        let lost = known.into_iter().filter(|(_, p)| p.discarded() > 0);
+        self.lost.borrow_mut().extend(lost);
+        self.waits.set(false);
+    }
+
+    /// What is known of parts of host pages is not good for other elements.
+    pub fn forget_parts(&self) {
         self.host_pages.borrow_mut().clear();
     }
 
-    /// A block is about to be freed.
-    pub fn forget(&self, block: RamBlockId) {
-        self.host_pages.borrow_mut().retain(|(id, _)| *id != block);
+    /// A part of a block is not mapped any more, at least not as it was.  If it
+    /// comes back, it is not in the balloon; but what was discarded may still be
+    /// missing on the host.
+    pub fn unmapped(&self, block: RamBlockId, range: RAMBlockRange) {
+        let mut all = self.host_pages.borrow_mut();
+        if let Some((_, pages)) = all.iter_mut().find(|(id, _)| *id == block) {
+            pages.remove(range.offset, range.length, |_, _| {});
+        }
+        all.retain(|(_, pages)| !pages.is_empty());
     }
 
-    /// Call `f` with what is known about a block.  Returns false if it
-    /// consists of pages that can be discarded as they are.
-    fn with_host_pages(&self, block: &RamBlock<'_>, f: impl FnOnce(&mut HostPages)) -> bool {
+    /// Pages at an offset of a block, in bytes, which are mapped at a
+    /// guest-physical address, go into the balloon.  See [`HostPages::insert`].
+    /// Only for blocks with host pages that are larger than balloon pages.
+    fn insert(
+        &self,
+        block: &RamBlock<'_>,
+        offset: u64,
+        len: u64,
+        gpa: u64,
+        discard: impl FnMut(u64, u64) -> bool,
+    ) {
         let page_size = block.page_size();
-        if page_size <= BALLOON_PAGE_SIZE {
-            return false;
-        }
-
         let mut all = self.host_pages.borrow_mut();
-        let size = block.used_length();
-        // The block may have been resized
-        all.retain(|(id, pages)| *id != block.id() || pages.is_for(size, page_size));
+        // Another block may have been where this one is now
+        all.retain(|(id, pages)| *id != block.id() || pages.host_page_size() == page_size);
         if let Some((_, pages)) = all.iter_mut().find(|(id, _)| *id == block.id()) {
-            f(pages);
-        // Without enough memory to remember pages, none is discarded
-        } else if let Some(mut pages) = HostPages::new(size, page_size) {
-            f(&mut pages);
+            pages.insert(offset, len, gpa, discard);
+        } else if let Some(mut pages) = HostPages::new(page_size) {
+            pages.insert(offset, len, gpa, discard);
             all.push((block.id(), pages));
         }
-        true
+    }
+
+    /// Call `f` with what is known about a block, if anything is.
+    fn with_host_pages(&self, block: RamBlockId, f: impl FnOnce(&mut HostPages)) {
+        let mut all = self.host_pages.borrow_mut();
+        if let Some((_, pages)) = all.iter_mut().find(|(id, _)| *id == block) {
+            f(pages);
+        }
+    }
+
+    /// Have the host allocate a range of a block.  Returns false if it has no
+    /// memory for that.
+    fn populate(&self, block: &RamBlock<'_>, range: &RAMBlockRange) -> bool {
+        let Err(err) = block.populate(range.offset, range.length) else {
+            self.waits.set(false);
+            return true;
+        };
+        if err.kind() == io::ErrorKind::InvalidInput {
+            warn_report_once!(
+                "virtio-balloon: cannot allocate huge pages before the guest uses them, which \
+                 needs Linux 5.14"
+            );
+            return true;
+        }
+        self.waits.set(true);
+        self.count(|c| count(&mut c.populate_errors, 1));
+        warn_report_once!(
+            "virtio-balloon: the host has no memory for pages that leave the balloon ({}): the \
+             guest waits until there are huge pages",
+            describe(&err)
+        );
+        false
+    }
+
+    /// Whether [`repopulate`](Self::repopulate) has to be called before the guest
+    /// runs
+    pub fn lacks_memory(&self) -> bool {
+        !self.lost.borrow().is_empty()
+    }
+
+    /// Have the host allocate what was in the balloon before a reset.
+    pub fn repopulate(&self, budget: &mut Budget) -> Repopulated {
+        loop {
+            let Some((id, size, first)) = self.first_lost() else {
+                return Repopulated::All;
+            };
+            if budget.is_discard_spent() {
+                return Repopulated::Some;
+            }
+            budget.charge_range(if first.discarded { size } else { 0 }, false);
+            // It may be that it was unplugged since then
+            let section = MemoryRegionSection::find(first.gpa, BALLOON_PAGE_SIZE);
+            let found = section.as_ref().and_then(MemoryRegionSection::ram_block);
+            if let Some((block, offset)) = found.filter(|_| first.discarded) {
+                let range = RAMBlockRange {
+                    offset: first.offset,
+                    length: size,
+                };
+                if block.id() == id
+                    && offset - offset % size == first.offset
+                    && !self.populate(&block, &range)
+                {
+                    return Repopulated::NoMemory;
+                }
+            }
+            if let Some((_, pages)) = self.lost.borrow_mut().last_mut() {
+                pages.forget_first();
+            }
+        }
+    }
+
+    /// The next host page to repopulate, the size of it in bytes, and its block
+    fn first_lost(&self) -> Option<(RamBlockId, u64, First)> {
+        let mut lost = self.lost.borrow_mut();
+        loop {
+            let (id, pages) = lost.last()?;
+            if let Some(first) = pages.first() {
+                return Some((*id, pages.host_page_size(), first));
+            }
+            lost.pop();
+        }
     }
 
     /// Discard parts of a block.  An error only means that the host does not
@@ -124,11 +262,11 @@ impl GuestMemory {
         let result = block.discard_ranges(ranges);
 
         self.count(|c| {
-            c.discard_calls += 1;
-            c.discard_ranges += ranges.len() as u64;
+            count(&mut c.discard_calls, 1);
+            count(&mut c.discard_ranges, ranges.len() as u64);
             match &result {
-                Ok(()) => c.bytes_discarded += bytes,
-                Err(err) => c.discard_errors += err.failed as u64,
+                Ok(()) => count(&mut c.bytes_discarded, bytes),
+                Err(err) => count(&mut c.discard_errors, err.failed as u64),
             }
         });
         if let Err(err) = result {
@@ -144,19 +282,34 @@ pub struct DiscardBatch<'a> {
     direction: Direction,
     /// Discarding would do harm at the moment
     inhibited: bool,
+    /// Whether it is remembered over elements what was discarded
+    remember: bool,
     /// Owns a reference to the block
     section: Option<MemoryRegionSection>,
+    /// To be discarded, or to be advised on
     ranges: Vec<RAMBlockRange>,
+    /// To be populated
+    lost: Vec<RAMBlockRange>,
+    /// The host has no memory for some of what was to be populated.
+    failed: bool,
 }
 
 impl<'a> DiscardBatch<'a> {
-    pub const fn new(memory: &'a GuestMemory, direction: Direction, inhibited: bool) -> Self {
+    pub const fn new(
+        memory: &'a GuestMemory,
+        direction: Direction,
+        inhibited: bool,
+        remember: bool,
+    ) -> Self {
         Self {
             memory,
             direction,
             inhibited,
+            remember,
             section: None,
             ranges: Vec::new(),
+            lost: Vec::new(),
+            failed: false,
         }
     }
 
@@ -207,40 +360,51 @@ impl<'a> DiscardBatch<'a> {
             .as_ref()
             .and_then(MemoryRegionSection::ram_block);
         if current.map(|(block, _)| block.id()) != id {
-            self.flush();
+            self.flush_block();
         }
         let Some((block, section_offset)) = section.ram_block() else {
             return tally;
         };
         let first = section_offset + (start - section.address());
         let cheap = is_cheap_to_discard(&block);
-        let direction = self.direction;
         let ranges = &mut self.ranges;
-        let mut push = |offset, length| {
-            ranges.push(RAMBlockRange { offset, length });
-            match direction {
-                Direction::Inflate => budget.charge_range(length, cheap),
-                // Advice takes the same time for ranges of any size.
-                Direction::Deflate => budget.charge_range(0, true),
-            }
-        };
 
         match self.direction {
             Direction::Inflate => {
-                let tracked = self
-                    .memory
-                    .with_host_pages(&block, |known| known.insert(first, len, &mut push));
-                if !tracked {
+                let discarded = self.remember && !self.inhibited;
+                let mut push = |offset, length| {
+                    ranges.push(RAMBlockRange { offset, length });
+                    budget.charge_range(length, cheap);
+                    discarded
+                };
+                if block.page_size() > BALLOON_PAGE_SIZE {
+                    if !self.remember {
+                        warn_report_once!(
+                            "Balloon used with backing page size > 4kiB, this may not be reliable"
+                        );
+                    }
+                    self.memory.insert(&block, first, len, start, push);
+                } else {
                     push(first, len);
                 }
             }
             Direction::Deflate => {
-                self.memory
-                    .with_host_pages(&block, |known| known.remove(first, len));
+                let lost = &mut self.lost;
+                self.memory.with_host_pages(block.id(), |known| {
+                    known.remove(first, len, |offset, length| {
+                        lost.push(RAMBlockRange { offset, length });
+                        budget.charge_range(length, false);
+                    });
+                });
                 // There is nothing to be read ahead for memory that was
                 // discarded, unless it has a file behind it.
                 if !block.is_private_anonymous() {
-                    push(first, len);
+                    ranges.push(RAMBlockRange {
+                        offset: first,
+                        length: len,
+                    });
+                    // Advice takes the same time for ranges of any size.
+                    budget.charge_range(0, true);
                 }
             }
         }
@@ -248,13 +412,41 @@ impl<'a> DiscardBatch<'a> {
         tally
     }
 
+    /// Discard, or populate, what was added for the current block.
+    fn flush_block(&mut self) {
+        let section = self.section.take();
+        if let Some((block, _)) = section.as_ref().and_then(MemoryRegionSection::ram_block) {
+            self.populate(&block);
+            if !self.inhibited && !self.ranges.is_empty() {
+                match self.direction {
+                    Direction::Inflate => self.memory.discard(&block, &self.ranges),
+                    Direction::Deflate => self.advise(&block),
+                }
+            }
+        }
+        self.ranges.clear();
+        self.lost.clear();
+    }
+
+    fn populate(&mut self, block: &RamBlock<'_>) {
+        for range in &self.lost {
+            if !self.memory.populate(block, range) {
+                self.failed = true;
+                return;
+            }
+            self.memory.with_host_pages(block.id(), |known| {
+                known.populated(range.offset, range.length);
+            });
+        }
+    }
+
     #[doc(alias = "balloon_deflate_page")]
-    fn populate(&self, block: &RamBlock<'_>) {
+    fn advise(&self, block: &RamBlock<'_>) {
         for range in &self.ranges {
             // The hint is for whole host pages, because there is nothing
             // smaller.
             if let Err(err) = block.advise_willneed(range.offset, range.length) {
-                warn_report_once!("Couldn't MADV_WILLNEED on balloon deflate: {err}");
+                warn_report_once!("Couldn't MADV_WILLNEED on balloon deflate: {}", describe(&err));
             }
         }
     }
@@ -290,16 +482,8 @@ impl PageSink for DiscardBatch<'_> {
         tally
     }
 
-    fn flush(&mut self) {
-        let section = self.section.take();
-        if let Some((block, _)) = section.as_ref().and_then(MemoryRegionSection::ram_block) {
-            if !self.inhibited && !self.ranges.is_empty() {
-                match self.direction {
-                    Direction::Inflate => self.memory.discard(&block, &self.ranges),
-                    Direction::Deflate => self.populate(&block),
-                }
-            }
-        }
-        self.ranges.clear();
+    fn flush(&mut self) -> bool {
+        self.flush_block();
+        !self.failed
     }
 }

@@ -175,10 +175,9 @@ impl FreePageHinting {
             PrecopyNotifyReason::AfterBitmapSync | PrecopyNotifyReason::Cleanup => {
                 self.update(cx, Hinting::done);
             }
-            PrecopyNotifyReason::Setup | PrecopyNotifyReason::Complete => {}
-            PrecopyNotifyReason::Unknown(reason) => {
-                cx.error(&format!("unknown reason {reason} of a precopy notifier"));
-            }
+            PrecopyNotifyReason::Setup
+            | PrecopyNotifyReason::Complete
+            | PrecopyNotifyReason::Unknown(_) => {}
         }
     }
 }

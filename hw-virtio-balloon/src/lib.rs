@@ -23,6 +23,7 @@ mod hinting;
 mod oom_hold;
 mod page_queue;
 mod part;
+mod repopulation;
 mod reporting;
 mod stats;
 
@@ -32,6 +33,7 @@ const _: () = {
     use virtio::bindings;
     use virtio_balloon_core::{features, hinting, pages, stats};
 
+    assert!(features::VIRTIO_BALLOON_F_MUST_TELL_HOST == bindings::VIRTIO_BALLOON_F_MUST_TELL_HOST);
     assert!(features::VIRTIO_BALLOON_F_STATS_VQ == bindings::VIRTIO_BALLOON_F_STATS_VQ);
     assert!(features::VIRTIO_BALLOON_F_DEFLATE_ON_OOM == bindings::VIRTIO_BALLOON_F_DEFLATE_ON_OOM);
     assert!(features::VIRTIO_BALLOON_F_FREE_PAGE_HINT == bindings::VIRTIO_BALLOON_F_FREE_PAGE_HINT);

@@ -14,8 +14,8 @@ use crate::part::Context;
 #[derive(Default)]
 pub struct OomHold {
     state: BqlRefCell<oom_hold::OomHold>,
-    /// Pages that were deflated unasked when the driver last wrote the size of
-    /// the balloon
+    /// Pages that had left the balloon unasked when the driver last wrote its
+    /// size
     deflated: BqlCell<u64>,
     /// How often the target was held back
     count: BqlCell<u64>,
@@ -26,7 +26,8 @@ pub struct OomHold {
 impl OomHold {
     pub const TIMER: Field<Self, Timer> = field!(Self, timer);
 
-    /// The target that the driver is to see, in pages
+    /// The target that the driver is to see, in pages, if so many are in the
+    /// balloon
     pub fn shown(&self, target: u32, actual: u32) -> u32 {
         self.state.borrow().shown(target, actual)
     }
@@ -41,23 +42,16 @@ impl OomHold {
         self.state.borrow().is_active()
     }
 
-    /// The driver has told the size of the balloon, in pages.  `time` is the
-    /// property, in seconds; 0 if it is off.
-    ///
-    /// It is not enough that pages were deflated: when Linux moves a page of
-    /// the balloon, it inflates one and deflates another.  Nor that the size is
-    /// less: with a legacy device, it is written byte by byte.
-    pub fn size_changed(&self, cx: &dyn Context, old: u32, new: u32, time: u32) {
-        let deflated = cx.memory().counters().pages_deflated_unasked;
-        let unasked = self.deflated.replace(deflated) != deflated;
-        if time == 0 || !unasked || new >= old {
+    /// The driver has told the size of the balloon.  `unasked` are the pages that
+    /// have left the balloon unasked so far; `time` is the property, in seconds; 0
+    /// if it is off.
+    pub fn size_written(&self, cx: &dyn Context, unasked: u64, time: u32) {
+        if self.deflated.replace(unasked) == unasked || time == 0 {
             return;
         }
         let active = self.is_active();
-        let until = self
-            .state
-            .borrow_mut()
-            .deflated(CLOCK_VIRTUAL.get_ms(), ms(time));
+        let now = CLOCK_VIRTUAL.get_ms();
+        let until = self.state.borrow_mut().deflated(now, ms(time));
         self.timer.modify(until);
         if !active {
             self.count.set(self.count.get() + 1);

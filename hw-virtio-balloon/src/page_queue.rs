@@ -5,10 +5,15 @@
 //! How elements are worked on is in [`virtio_balloon_core::page_work`].
 
 use common::{field, Field};
+use system::largest_page_size;
+use util::prelude::*;
 use virtio::prelude::*;
 use virtio_balloon_core::{
+    counters::count,
+    engine::Queue,
     page_work::{PageHost, PageWork, Tally},
     runs::Runs,
+    BALLOON_PAGE_SIZE,
 };
 
 use crate::{
@@ -25,6 +30,7 @@ pub struct PageQueue {
 
 impl PageQueue {
     pub const BH: Field<Self, BottomHalf> = field!(Self, deferred).then(Deferred::BH);
+    pub const RETRY: Field<Self, Timer> = field!(Self, deferred).then(Deferred::RETRY);
 
     pub fn new(direction: Direction) -> Self {
         Self {
@@ -37,6 +43,17 @@ impl PageQueue {
     #[doc(alias = "virtio_balloon_handle_output")]
     pub fn run(&self, cx: &dyn Context) {
         deferred::run(self, cx);
+    }
+
+    /// There may be memory now for pages that leave the balloon.
+    pub fn retry(&self) {
+        self.deferred.retry();
+    }
+
+    /// Whether it is only known for the current element which parts of a host page
+    /// go into the balloon.  That is what C does, see `PartiallyBalloonedPage`.
+    fn keeps_elements_apart(&self, cx: &dyn Context) -> bool {
+        self.direction == Direction::Inflate && !cx.completes_host_pages()
     }
 }
 
@@ -59,7 +76,23 @@ impl PageHost for PartHost<'_, PageQueue> {
             self.cx.memory(),
             self.part.direction,
             is_discard_inhibited(),
+            self.cx.completes_host_pages(),
         )
+    }
+
+    fn batch(&self) -> usize {
+        let apart = match self.part.direction {
+            Direction::Inflate => {
+                self.part.keeps_elements_apart(self.cx) && largest_page_size() > BALLOON_PAGE_SIZE
+            }
+            // None has to wait for the memory that another one needs.
+            Direction::Deflate => self.cx.completes_host_pages(),
+        };
+        if apart {
+            1
+        } else {
+            self.capacity()
+        }
     }
 
     fn read_pfns(
@@ -77,19 +110,24 @@ impl PageHost for PartHost<'_, PageQueue> {
     }
 
     fn completed(&self, tally: Tally) {
-        let asked = self.cx.wants_deflation();
-        self.cx.memory().count(|counters| {
-            counters.bad_pfns += tally.bad;
+        let memory = self.cx.memory();
+        memory.count(|counters| {
+            count(&mut counters.bad_pfns, tally.bad);
             match self.part.direction {
-                Direction::Inflate => counters.pages_inflated += tally.ram,
-                Direction::Deflate => {
-                    counters.pages_deflated += tally.ram;
-                    if !asked {
-                        counters.pages_deflated_unasked += tally.ram;
-                    }
-                }
+                Direction::Inflate => count(&mut counters.pages_inflated, tally.ram),
+                Direction::Deflate => count(&mut counters.pages_deflated, tally.ram),
             }
         });
+        memory.with_deflation(|deflation| match self.part.direction {
+            Direction::Inflate => deflation.inflated(tally.ram),
+            Direction::Deflate => deflation.deflated(tally.ram),
+        });
+    }
+
+    fn ended(&self) {
+        if self.part.keeps_elements_apart(self.cx) {
+            self.cx.memory().forget_parts();
+        }
     }
 }
 

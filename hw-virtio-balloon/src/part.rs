@@ -25,8 +25,11 @@ pub trait Context {
     /// The guest's memory, and what of it is in the balloon
     fn memory(&self) -> &GuestMemory;
 
-    /// Whether the user wants pages to leave the balloon
-    fn wants_deflation(&self) -> bool;
+    /// Whether a host page that is larger than a balloon page is discarded when
+    /// the last part of it goes into the balloon, whatever elements the parts are
+    /// in: the user wants that, and the driver has promised to tell before it uses
+    /// a part.
+    fn completes_host_pages(&self) -> bool;
 
     /// What the guest fills free pages with; 0 if it has not told
     fn poison_val(&self) -> u32;

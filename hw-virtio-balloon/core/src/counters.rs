@@ -4,16 +4,13 @@
 
 use std::ffi::CStr;
 
-/// Counters since the device was created; they are not migrated
+/// Counters since the device was created; they are not migrated.  They wrap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Pages that the driver has put into the balloon
     pub pages_inflated: u64,
     /// Pages that the driver has taken out of the balloon
     pub pages_deflated: u64,
-    /// Those of them for which the host had not asked: with `deflate-on-oom`,
-    /// the guest was running out of memory
-    pub pages_deflated_unasked: u64,
     /// Batches of ranges that were discarded
     pub discard_calls: u64,
     /// Ranges in those batches
@@ -24,31 +21,48 @@ pub struct Counters {
     pub discard_errors: u64,
     /// PFNs at which there is no RAM
     pub bad_pfns: u64,
+    /// How often the host had no memory for pages that leave the balloon
+    pub populate_errors: u64,
+}
+
+/// What is shown together with the counters
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// Pages that were taken out of the balloon because the guest was out of
+    /// memory, see [`Deflation`](crate::deflation::Deflation)
+    pub pages_deflated_unasked: u64,
+    /// Host pages that wait for the rest of them to be inflated
+    pub partial_host_pages: u64,
+    /// Whether the guest waits until the host has memory for it
+    pub waiting_for_memory: bool,
+    /// How often the target was held back
+    pub oom_holds: u64,
+    /// Whether the target is held back
+    pub oom_hold_active: bool,
+}
+
+/// Add to a counter.  It must not be able to end the VM.
+pub fn count(counter: &mut u64, n: u64) {
+    *counter = counter.wrapping_add(n);
 }
 
 impl Counters {
-    /// Names and values of the members of the `balloon-counters` property.
-    /// `partial_host_pages` is the current number of host pages that wait for
-    /// the rest of them to be inflated, `oom_holds` how often the target was
-    /// held back, and `oom_hold_active` whether it is.
-    pub const fn members(
-        &self,
-        partial_host_pages: u64,
-        oom_holds: u64,
-        oom_hold_active: bool,
-    ) -> [(&'static CStr, u64); 11] {
+    /// Names and values of the members of the `balloon-counters` property
+    pub const fn members(&self, state: &State) -> [(&'static CStr, u64); 13] {
         [
             (c"pages-inflated", self.pages_inflated),
             (c"pages-deflated", self.pages_deflated),
-            (c"pages-deflated-unasked", self.pages_deflated_unasked),
+            (c"pages-deflated-unasked", state.pages_deflated_unasked),
             (c"discard-calls", self.discard_calls),
             (c"discard-ranges", self.discard_ranges),
             (c"bytes-discarded", self.bytes_discarded),
             (c"discard-errors", self.discard_errors),
             (c"bad-pfns", self.bad_pfns),
-            (c"partial-host-pages", partial_host_pages),
-            (c"oom-holds", oom_holds),
-            (c"oom-hold-active", oom_hold_active as u64),
+            (c"partial-host-pages", state.partial_host_pages),
+            (c"populate-errors", self.populate_errors),
+            (c"waiting-for-memory", state.waiting_for_memory as u64),
+            (c"oom-holds", state.oom_holds),
+            (c"oom-hold-active", state.oom_hold_active as u64),
         ]
     }
 }
@@ -62,15 +76,29 @@ mod tests {
         let counters = Counters {
             pages_inflated: 1,
             pages_deflated: 2,
-            pages_deflated_unasked: 3,
-            discard_calls: 4,
-            discard_ranges: 5,
-            bytes_discarded: 6,
-            discard_errors: 7,
-            bad_pfns: 8,
+            discard_calls: 3,
+            discard_ranges: 4,
+            bytes_discarded: 5,
+            discard_errors: 6,
+            bad_pfns: 7,
+            populate_errors: 8,
         };
-        let mut values = counters.members(9, 10, true).map(|(_, value)| value);
+        let state = State {
+            pages_deflated_unasked: 9,
+            partial_host_pages: 10,
+            waiting_for_memory: false,
+            oom_holds: 11,
+            oom_hold_active: true,
+        };
+        let mut values = counters.members(&state).map(|(_, value)| value);
         values.sort_unstable();
-        assert_eq!(values, [1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+        assert_eq!(values, [0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
+    }
+
+    #[test]
+    fn counters_wrap() {
+        let mut counter = u64::MAX - 1;
+        count(&mut counter, 5);
+        assert_eq!(counter, 3);
     }
 }

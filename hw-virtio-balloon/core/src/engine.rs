@@ -28,6 +28,10 @@ use crate::budget::Budget;
 /// one.
 const PAUSE: u8 = 2;
 
+/// The longest time until something is tried again that the host could not do, in
+/// milliseconds.  It begins with 1, and doubles.
+const MAX_DELAY: u32 = 1000;
+
 /// A virtqueue
 pub trait Queue {
     /// A request of the driver.  It is returned with [`push`](Self::push), put
@@ -75,6 +79,9 @@ pub trait Host: Queue + Sized {
     /// Have the main loop call [`resume`] in its next iteration.
     fn schedule(&self);
 
+    /// Have the main loop call [`resume`] after a time in milliseconds.
+    fn schedule_after(&self, delay: u32);
+
     /// Do not call [`resume`], if it was scheduled.
     fn cancel(&self);
 }
@@ -106,6 +113,8 @@ pub enum Phase {
 pub enum Progress {
     /// There is more to do, or may be.
     More,
+    /// There is more to do, but the host does not have what it takes.
+    Blocked,
     /// There was nothing to do, apart from what is not for this phase.
     Idle,
 }
@@ -148,6 +157,9 @@ pub struct Engine<W> {
     /// only not zero if [`Host::schedule`] was called, or if the VM is stopped
     /// and [`vm_started`] will do so.
     pause: u8,
+    /// How long the next turn has to wait, in milliseconds, if the host cannot
+    /// do what is needed in it either
+    delay: u32,
     /// In flight between two turns
     work: W,
 }
@@ -212,7 +224,16 @@ impl<W: Default> Engine<W> {
             State::Idle | State::Pending => State::Idle,
         };
         self.pause = 0;
+        self.delay = 0;
         std::mem::take(&mut self.work)
+    }
+
+    /// The host was able to do something, or not.  Returns how long to wait, in
+    /// milliseconds.
+    fn backoff(&mut self, blocked: bool) -> u32 {
+        let delay = self.delay.clamp(1, MAX_DELAY);
+        self.delay = if blocked { 2 * delay } else { 0 };
+        delay
     }
 
     /// There may be elements in the queue that nobody will notify the device
@@ -264,10 +285,15 @@ where
         return;
     };
     let mut budget = host.budget();
+    let mut blocked = false;
     let more = loop {
         let progress = work.step(host, turn, &mut budget, Phase::Collect);
         if !turn.is_current(host) {
             break false;
+        }
+        if progress == Progress::Blocked {
+            blocked = true;
+            break true;
         }
         // A driver that notifies the queue whenever the device looks at it must
         // not keep the turn from ending.
@@ -277,11 +303,11 @@ where
             break more;
         }
     };
-    end(host, turn, work, more);
+    end(host, turn, work, more, blocked);
 }
 
 /// End a turn.  If the VM is stopped, nothing stays in flight.
-fn end<H>(host: &H, turn: Turn, mut work: H::Work, mut more: bool)
+fn end<H>(host: &H, turn: Turn, mut work: H::Work, mut more: bool, blocked: bool)
 where
     H: Host,
     H::Work: Work<H>,
@@ -300,10 +326,15 @@ where
         }
         more = true;
     }
-    let (pending, stale) = host.engine(|engine| engine.end(turn, work, more));
+    let ((pending, stale), delay) =
+        host.engine(|engine| (engine.end(turn, work, more), engine.backoff(blocked)));
     drop(stale);
     if pending && host.vm_running() {
-        host.schedule();
+        if blocked {
+            host.schedule_after(delay);
+        } else {
+            host.schedule();
+        }
     }
 }
 
@@ -320,7 +351,7 @@ where
         return;
     }
     if let Some((turn, work)) = host.engine(Engine::begin) {
-        end(host, turn, work, true);
+        end(host, turn, work, true, false);
     }
 }
 

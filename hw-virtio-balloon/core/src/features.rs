@@ -2,6 +2,8 @@
 
 //! Feature bits of virtio-balloon (virtio 1.3, section 5.5.3)
 
+/// The driver must tell the host before it uses pages of the balloon
+pub const VIRTIO_BALLOON_F_MUST_TELL_HOST: u32 = 0;
 /// There is a queue for memory statistics
 pub const VIRTIO_BALLOON_F_STATS_VQ: u32 = 1;
 /// The driver may take pages out of the balloon when it runs out of memory

@@ -3,30 +3,66 @@
 //! Host pages that are larger than balloon pages
 //!
 //! The host can only discard whole pages of its own: with hugetlbfs, or a base
-//! page size of 64 KiB, that is more than a balloon page.  Therefore remember
-//! which balloon pages are in the balloon, and discard a host page when the last
-//! one of it goes in.
+//! page size of 64 KiB, that is more than a balloon page.  A host page is
+//! discarded when the last part of it goes into the balloon.  How long it is
+//! remembered which parts are in there is up to the caller: for one element, as
+//! in C, or until they leave the balloon.  The latter is only right if the driver
+//! tells before it uses a page again (`VIRTIO_BALLOON_F_MUST_TELL_HOST`).
+//!
+//! What was discarded is remembered, too: host pages of that size come from a
+//! pool, which can be empty when the guest wants them back.
 
-use std::ops::Range;
+use std::{collections::BTreeMap, ops::Range};
 
 use crate::pages::BALLOON_PAGE_SIZE;
 
 const WORD_BITS: u64 = u64::BITS as u64;
 
-/// The balloon pages of one block of memory that are in the balloon, a bit for
-/// each.
+/// The host pages of one block of memory of which a part is in the balloon, or
+/// that were discarded.  Nothing is stored for the others.
 #[derive(Debug)]
 pub struct HostPages {
-    bitmap: Vec<u64>,
-    /// Size of the block in balloon pages
-    pages: u64,
-    /// How many bits are set for each host page, so that none has to be looked
-    /// at to know: a host page can be 262,144 balloon pages
-    set: Vec<u32>,
+    /// By their index in the block
+    pages: BTreeMap<u64, HostPage>,
     /// Size of a host page in balloon pages
     pages_per_host_page: u64,
-    /// Host pages of which some, but not all, balloon pages are set
+    /// How many are [`Fill::Partial`]
     partial: u64,
+    /// How many are discarded
+    discarded: u64,
+}
+
+#[derive(Debug, Default)]
+struct HostPage {
+    parts: Parts,
+    /// It may be missing on the host since then
+    discarded: bool,
+    /// Guest-physical address at which a part of it went into the balloon
+    gpa: u64,
+}
+
+/// Which balloon pages of a host page are in the balloon
+#[derive(Debug, Default)]
+enum Parts {
+    #[default]
+    None,
+    Some {
+        bitmap: Box<[u64]>,
+        /// How many bits are set
+        count: u64,
+    },
+    All,
+}
+
+/// What is known of the [first](HostPages::first) host page
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct First {
+    /// Offset in the block, in bytes
+    pub offset: u64,
+    /// Guest-physical address at which a part of it was mapped, in bytes
+    pub gpa: u64,
+    /// Whether it was discarded
+    pub discarded: bool,
 }
 
 /// The bits of a word that are part of `range`, where the word starts at bit
@@ -46,44 +82,81 @@ const fn mask(range: &Range<u64>, start: u64) -> u64 {
     mask
 }
 
-/// How many balloon pages of a host page are set
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Fill {
-    Empty,
-    Partial,
-    Full,
+impl Parts {
+    const fn is_partial(&self) -> bool {
+        matches!(self, Self::Some { .. })
+    }
+
+    /// Add or remove `range`, which is relative to the host page; that has `per`
+    /// balloon pages.  Returns whether this has changed anything.
+    fn update(&mut self, range: &Range<u64>, per: u64, insert: bool) -> bool {
+        match (&*self, insert) {
+            (Self::None, false) | (Self::All, true) => return false,
+            _ if range.end - range.start >= per => {
+                *self = if insert { Self::All } else { Self::None };
+                return true;
+            }
+            _ => {}
+        }
+        let (mut bitmap, old) = match std::mem::take(self) {
+            Self::Some { bitmap, count } => (bitmap, count),
+            parts => {
+                let all = matches!(parts, Self::All);
+                // per has 32 bits at most
+                let mut bitmap = vec![0u64; per.div_ceil(WORD_BITS) as usize];
+                if all {
+                    for (start, word) in (0..).step_by(WORD_BITS as usize).zip(&mut bitmap) {
+                        *word = mask(&(0..per), start);
+                    }
+                }
+                (bitmap.into_boxed_slice(), if all { per } else { 0 })
+            }
+        };
+        let first = range.start / WORD_BITS;
+        let words = range.end.div_ceil(WORD_BITS) - first;
+        let mut count = old;
+        for (i, word) in (first..)
+            .zip(bitmap.iter_mut().skip(first as usize))
+            .take(words as usize)
+        {
+            let mask = mask(range, i * WORD_BITS);
+            let new = if insert { *word | mask } else { *word & !mask };
+            count += u64::from((new & !*word).count_ones());
+            count -= u64::from((*word & !new).count_ones());
+            *word = new;
+        }
+        *self = if count == 0 {
+            Self::None
+        } else if count >= per {
+            Self::All
+        } else {
+            Self::Some { bitmap, count }
+        };
+        count != old
+    }
 }
 
 impl HostPages {
-    /// For a block of `size` bytes that consists of host pages of
-    /// `host_page_size` bytes.  Takes a bit for each balloon page, and four bytes
-    /// for each host page.
+    /// For a block that consists of host pages of `host_page_size` bytes.
     ///
-    /// `None` if `host_page_size` is not a power of two that is larger than a
-    /// balloon page, or if the block is too large for this host.
-    pub fn new(size: u64, host_page_size: u64) -> Option<Self> {
-        if !host_page_size.is_power_of_two() || host_page_size <= BALLOON_PAGE_SIZE {
-            return None;
-        }
+    /// `None` if that is not a power of two that is larger than a balloon page,
+    /// or if it is larger than any host page.
+    pub fn new(host_page_size: u64) -> Option<Self> {
         let pages_per_host_page = host_page_size / BALLOON_PAGE_SIZE;
-        let pages = size
-            .div_ceil(host_page_size)
-            .checked_mul(pages_per_host_page)?;
-        // Larger than any host page, and a count of its pages has to fit
-        u32::try_from(pages_per_host_page).ok()?;
-        Some(Self {
-            bitmap: zeroes(pages.div_ceil(WORD_BITS))?,
-            set: zeroes(pages / pages_per_host_page)?,
-            pages,
+        (host_page_size.is_power_of_two()
+            && pages_per_host_page > 1
+            && u32::try_from(pages_per_host_page).is_ok())
+        .then_some(Self {
+            pages: BTreeMap::new(),
             pages_per_host_page,
             partial: 0,
+            discarded: 0,
         })
     }
 
-    /// Whether this is for a block of the given sizes in bytes
-    pub const fn is_for(&self, size: u64, host_page_size: u64) -> bool {
-        self.pages_per_host_page * BALLOON_PAGE_SIZE == host_page_size
-            && self.pages == size.div_ceil(host_page_size) * self.pages_per_host_page
+    /// Size of a host page in bytes
+    pub const fn host_page_size(&self) -> u64 {
+        self.pages_per_host_page * BALLOON_PAGE_SIZE
     }
 
     /// Host pages that could be discarded if the rest of them was in the
@@ -92,127 +165,159 @@ impl HostPages {
         self.partial
     }
 
-    /// The words of the bitmap that `range`, in balloon pages, is part of.  Pages
-    /// outside of the block are ignored.
-    fn words(&mut self, range: &Range<u64>) -> impl Iterator<Item = (u64, &mut u64)> {
-        let len = self.bitmap.len() as u64;
-        let first = (range.start / WORD_BITS).min(len);
-        let last = range.end.div_ceil(WORD_BITS).clamp(first, len);
-        // both are at most the length, so they fit
-        self.bitmap[first as usize..last as usize]
-            .iter_mut()
-            .zip(first..)
-            .map(|(word, i)| (i * WORD_BITS, word))
+    /// Host pages that were discarded
+    pub const fn discarded(&self) -> u64 {
+        self.discarded
     }
 
-    const fn fill(&self, set: u32) -> Fill {
-        if set == 0 {
-            Fill::Empty
-        } else if (set as u64) < self.pages_per_host_page {
-            Fill::Partial
-        } else {
-            Fill::Full
-        }
+    /// Whether nothing is known of any host page
+    pub fn is_empty(&self) -> bool {
+        self.pages.is_empty()
     }
 
-    /// Call `f` for each host page that `range`, in balloon pages, touches, with
-    /// the part of the range that it contains.
-    fn for_each_host_page(&mut self, range: Range<u64>, mut f: impl FnMut(&mut Self, Range<u64>)) {
-        let per = self.pages_per_host_page;
-        let range_end = range.end.min(self.pages);
-        let mut start = range.start;
-        while start < range_end {
-            let end = ((start / per + 1) * per).min(range_end);
-            f(self, start..end);
-            start = end;
-        }
-    }
-
-    fn host_page_of(&self, page: u64) -> Range<u64> {
-        let start = page - page % self.pages_per_host_page;
-        start..start + self.pages_per_host_page
-    }
-
-    /// Set or clear the bits of `part`, which is in one host page.  Returns what
-    /// has become of that.
-    fn update(&mut self, part: &Range<u64>, insert: bool) -> Fill {
-        let (mut added, mut removed) = (0, 0);
-        for (start, word) in self.words(part) {
-            let mask = mask(part, start);
-            let new = if insert { *word | mask } else { *word & !mask };
-            added += (new & !*word).count_ones();
-            removed += (*word & !new).count_ones();
-            *word = new;
-        }
-        let Some(set) = usize::try_from(part.start / self.pages_per_host_page)
-            .ok()
-            .and_then(|i| self.set.get_mut(i))
-        else {
-            return Fill::Empty;
-        };
-        let before = *set;
-        // Not less than zero: what is removed was counted when it was added
-        *set = before + added - removed;
-        let after = self.fill(before + added - removed);
-        self.partial += u64::from(after == Fill::Partial);
-        self.partial -= u64::from(self.fill(before) == Fill::Partial);
-        after
-    }
-
-    /// Pages at `[offset, offset + len)`, in bytes, go into the balloon.  Calls
-    /// `discard` with the offset and the length in bytes of ranges of host pages
-    /// that are completely in the balloon now.
+    /// Pages at `[offset, offset + len)`, in bytes, go into the balloon; they are
+    /// mapped at a guest-physical address.  Calls `discard` with the offset and the
+    /// length in bytes of ranges of host pages that are completely in the balloon
+    /// now, and were not before.  It returns whether it discards them.
     ///
-    /// That includes host pages that were so before, if all of their pages were
-    /// inserted again: the guest may have used them in the meantime.
-    pub fn insert(&mut self, offset: u64, len: u64, mut discard: impl FnMut(u64, u64)) {
+    /// A host page that is inserted again as a whole is discarded again, because
+    /// it does not matter then what is remembered.
+    pub fn insert(
+        &mut self,
+        offset: u64,
+        len: u64,
+        gpa: u64,
+        mut discard: impl FnMut(u64, u64) -> bool,
+    ) {
+        let per = self.pages_per_host_page;
+        let size = self.host_page_size();
+        let range = pages(offset, len);
         let mut pending: Option<Range<u64>> = None;
-        self.for_each_host_page(pages(offset, len), |this, part| {
-            if this.update(&part, true) != Fill::Full {
-                return;
-            }
-            let host_page = this.host_page_of(part.start);
-            match &mut pending {
-                Some(range) if range.end == host_page.start => range.end = host_page.end,
-                _ => {
-                    if let Some(range) = pending.replace(host_page) {
-                        discard_pages(&range, &mut discard);
+        let mut start = range.start;
+
+        while start < range.end {
+            let index = start / per;
+            let end = ((index + 1) * per).min(range.end);
+            let part = start - index * per..end - index * per;
+            let page = self.pages.entry(index).or_default();
+
+            self.partial -= u64::from(page.parts.is_partial());
+            let added = page.parts.update(&part, per, true);
+            self.partial += u64::from(page.parts.is_partial());
+            page.gpa = gpa + (start - range.start) * BALLOON_PAGE_SIZE;
+
+            let all = matches!(page.parts, Parts::All);
+            if all && (added || part.end - part.start == per) {
+                match &mut pending {
+                    Some(range) if range.end == index => range.end += 1,
+                    _ => {
+                        if let Some(range) = pending.replace(index..index + 1) {
+                            self.discard(range, size, &mut discard);
+                        }
                     }
                 }
             }
-        });
+            start = end;
+        }
         if let Some(range) = pending {
-            discard_pages(&range, &mut discard);
+            self.discard(range, size, &mut discard);
         }
     }
 
-    /// Pages at `[offset, offset + len)`, in bytes, leave the balloon.
-    pub fn remove(&mut self, offset: u64, len: u64) {
-        self.for_each_host_page(pages(offset, len), |this, part| {
-            this.update(&part, false);
-        });
+    /// Discard host pages, and remember that.
+    fn discard(
+        &mut self,
+        range: Range<u64>,
+        size: u64,
+        discard: &mut impl FnMut(u64, u64) -> bool,
+    ) {
+        if discard(range.start * size, (range.end - range.start) * size) {
+            for (_, page) in self.pages.range_mut(range) {
+                self.discarded += u64::from(!std::mem::replace(&mut page.discarded, true));
+            }
+        }
     }
-}
 
-/// `None` if there is not enough memory
-fn zeroes<T: Copy + Default>(len: u64) -> Option<Vec<T>> {
-    let len = usize::try_from(len).ok()?;
-    let mut vec = Vec::new();
-    vec.try_reserve_exact(len).ok()?;
-    vec.resize(len, T::default());
-    Some(vec)
+    /// Pages at `[offset, offset + len)`, in bytes, leave the balloon.  Calls
+    /// `populate` with the offset and the length in bytes of ranges of host pages
+    /// that were discarded, and are needed now.
+    pub fn remove(&mut self, offset: u64, len: u64, mut populate: impl FnMut(u64, u64)) {
+        let per = self.pages_per_host_page;
+        let size = self.host_page_size();
+        let range = pages(offset, len);
+        let touched = range.start / per..range.end.div_ceil(per);
+        let mut pending: Option<Range<u64>> = None;
+
+        for (&index, page) in self.pages.range_mut(touched.clone()) {
+            let part = range.start.max(index * per) - index * per
+                ..range.end.min((index + 1) * per) - index * per;
+            self.partial -= u64::from(page.parts.is_partial());
+            page.parts.update(&part, per, false);
+            self.partial += u64::from(page.parts.is_partial());
+
+            if page.discarded {
+                match &mut pending {
+                    Some(range) if range.end == index => range.end += 1,
+                    _ => {
+                        if let Some(range) = pending.replace(index..index + 1) {
+                            populate(range.start * size, (range.end - range.start) * size);
+                        }
+                    }
+                }
+            }
+        }
+        if let Some(range) = pending {
+            populate(range.start * size, (range.end - range.start) * size);
+        }
+        self.forget_unused(touched);
+    }
+
+    /// Host pages at `[offset, offset + len)`, in bytes, have memory again.
+    pub fn populated(&mut self, offset: u64, len: u64) {
+        let size = self.host_page_size();
+        let range = offset / size..offset.saturating_add(len).div_ceil(size);
+        for (_, page) in self.pages.range_mut(range.clone()) {
+            self.discarded -= u64::from(std::mem::replace(&mut page.discarded, false));
+        }
+        self.forget_unused(range);
+    }
+
+    /// Forget those of a range of host pages that are as if they had never been
+    /// in the balloon.
+    fn forget_unused(&mut self, range: Range<u64>) {
+        let unused = |page: &HostPage| !page.discarded && matches!(page.parts, Parts::None);
+        let unused: Vec<u64> = self
+            .pages
+            .range(range)
+            .filter_map(|(index, page)| unused(page).then_some(*index))
+            .collect();
+        for index in unused {
+            self.pages.remove(&index);
+        }
+    }
+
+    /// The first host page of which anything is known
+    pub fn first(&self) -> Option<First> {
+        let size = self.host_page_size();
+        self.pages.first_key_value().map(|(index, page)| First {
+            offset: index * size,
+            gpa: page.gpa,
+            discarded: page.discarded,
+        })
+    }
+
+    /// Forget the [`first`](Self::first) host page.
+    pub fn forget_first(&mut self) {
+        if let Some((_, page)) = self.pages.pop_first() {
+            self.partial -= u64::from(page.parts.is_partial());
+            self.discarded -= u64::from(page.discarded);
+        }
+    }
 }
 
 /// From bytes to whole balloon pages
 const fn pages(offset: u64, len: u64) -> Range<u64> {
     offset / BALLOON_PAGE_SIZE..offset.saturating_add(len) / BALLOON_PAGE_SIZE
-}
-
-fn discard_pages(range: &Range<u64>, discard: &mut impl FnMut(u64, u64)) {
-    discard(
-        range.start * BALLOON_PAGE_SIZE,
-        (range.end - range.start) * BALLOON_PAGE_SIZE,
-    );
 }
 
 #[cfg(test)]
@@ -225,16 +330,27 @@ mod tests {
     const KIB: u64 = 1024;
     const MIB: u64 = 1024 * KIB;
 
+    /// The ranges that are discarded, which the host does
     fn insert(h: &mut HostPages, offset: u64, len: u64) -> Vec<(u64, u64)> {
         let mut out = Vec::new();
-        h.insert(offset, len, |offset, len| out.push((offset, len)));
+        h.insert(offset, len, offset, |offset, len| {
+            out.push((offset, len));
+            true
+        });
+        out
+    }
+
+    /// The ranges that are to be populated
+    fn remove(h: &mut HostPages, offset: u64, len: u64) -> Vec<(u64, u64)> {
+        let mut out = Vec::new();
+        h.remove(offset, len, |offset, len| out.push((offset, len)));
         out
     }
 
     #[test]
     fn complete_with_the_last_page() {
         for order in [false, true] {
-            let mut h = HostPages::new(8 * MIB, 2 * MIB).unwrap();
+            let mut h = HostPages::new(2 * MIB).unwrap();
             for i in 0..512 {
                 let n = if order { i } else { 511 - i };
                 let done = insert(&mut h, 6 * MIB + n * 4096, 4096);
@@ -244,102 +360,177 @@ mod tests {
                     assert_eq!(done, [(6 * MIB, 2 * MIB)]);
                 }
             }
+            assert_eq!(h.discarded(), 1);
         }
     }
 
     #[test]
     fn elements_of_256_pages() {
-        let mut h = HostPages::new(1024 * MIB, 2 * MIB).unwrap();
-        let mut freed = 0;
-        for i in 0..1024 {
-            freed += insert(&mut h, i * MIB, MIB).len();
-        }
+        let mut h = HostPages::new(2 * MIB).unwrap();
+        let freed: usize = (0..1024).map(|i| insert(&mut h, i * MIB, MIB).len()).sum();
         assert_eq!(freed, 512);
         assert_eq!(h.partial(), 0);
+        assert_eq!(h.discarded(), 512);
     }
 
     #[test]
     fn ranges_are_merged() {
-        let mut h = HostPages::new(16 * MIB, 64 * KIB).unwrap();
-        assert_eq!(insert(&mut h, 4 * KIB, MIB), [(64 * KIB, 960 * KIB)]);
-        assert_eq!(h.partial(), 2);
-        assert_eq!(insert(&mut h, 0, 4 * KIB), [(0, 64 * KIB)]);
-        assert_eq!(h.partial(), 1);
+        let mut h = HostPages::new(64 * KIB).unwrap();
+        assert_eq!(
+            insert(&mut h, 60 * KIB, 200 * KIB),
+            [(64 * KIB, 192 * KIB)],
+            "of 4 and a part on either side"
+        );
+        assert_eq!(insert(&mut h, 0, 64 * KIB), [(0, 64 * KIB)]);
+        assert_eq!(remove(&mut h, 4 * KIB, 200 * KIB), [(0, 256 * KIB)]);
+    }
+
+    /// A driver that inserts a page that is there does not cause more than that.
+    #[test]
+    fn only_what_is_new_is_discarded() {
+        let mut h = HostPages::new(1024 * MIB).unwrap();
+        assert_eq!(insert(&mut h, 0, 1024 * MIB), [(0, 1024 * MIB)]);
+        assert_eq!(insert(&mut h, 7 * 4096, 4096), []);
+        for i in 0..64 {
+            assert_eq!(insert(&mut h, i * 16 * MIB, 16 * MIB), []);
+        }
+        // it does not matter what is known then
+        assert_eq!(insert(&mut h, 0, 1024 * MIB), [(0, 1024 * MIB)]);
     }
 
     #[test]
     fn deflated_pages_are_forgotten() {
-        let mut h = HostPages::new(4 * MIB, 2 * MIB).unwrap();
+        let mut h = HostPages::new(2 * MIB).unwrap();
         assert_eq!(insert(&mut h, 0, 2 * MIB), [(0, 2 * MIB)]);
-        h.remove(4096, 4096);
+        assert_eq!(remove(&mut h, 4096, 4096), [(0, 2 * MIB)]);
         assert_eq!(h.partial(), 1);
+        h.populated(0, 2 * MIB);
         assert_eq!(insert(&mut h, 8192, 4096), []);
         // the others are still in the balloon
         assert_eq!(insert(&mut h, 4096, 4096), [(0, 2 * MIB)]);
-        h.remove(0, 4 * MIB);
+        assert_eq!(remove(&mut h, 0, 4 * MIB), [(0, 2 * MIB)]);
         assert_eq!(h.partial(), 0);
+        h.populated(0, 2 * MIB);
+        assert!(h.is_empty());
         assert_eq!(insert(&mut h, 0, 4096), []);
     }
 
+    /// What was discarded is known until it has memory again, however often that
+    /// is tried.
     #[test]
-    fn outside_of_the_block() {
-        let mut h = HostPages::new(2 * MIB, MIB).unwrap();
-        assert_eq!(insert(&mut h, u64::MAX - 4096, 4096), []);
-        assert_eq!(insert(&mut h, MIB, u64::MAX >> 20 << 4), [(MIB, MIB)]);
-        h.remove(4 * MIB, MIB);
-        assert_eq!(h.partial(), 0);
+    fn discarded_until_populated() {
+        let mut h = HostPages::new(2 * MIB).unwrap();
+        assert_eq!(insert(&mut h, 2 * MIB, 4 * MIB), [(2 * MIB, 4 * MIB)]);
+        for _ in 0..3 {
+            assert_eq!(remove(&mut h, 3 * MIB, 2 * MIB), [(2 * MIB, 4 * MIB)]);
+        }
+        h.populated(2 * MIB, 2 * MIB);
+        assert_eq!(remove(&mut h, 3 * MIB, 2 * MIB), [(4 * MIB, 2 * MIB)]);
+        assert_eq!((h.partial(), h.discarded()), (2, 1));
+
+        // what could not be discarded is there
+        let mut h = HostPages::new(2 * MIB).unwrap();
+        h.insert(0, 2 * MIB, 0, |_, _| false);
+        assert_eq!(remove(&mut h, 0, 4096), []);
+    }
+
+    /// The guest takes everything back without telling.
+    #[test]
+    fn first_and_next() {
+        let mut h = HostPages::new(64 * KIB).unwrap();
+        assert_eq!(h.first(), None);
+        h.insert(128 * KIB, 4096, 0x1_0000, |_, _| unreachable!());
+        h.insert(640 * KIB, 64 * KIB, 0x8_0000, |_, _| true);
+        let mut all = Vec::new();
+        while let Some(first) = h.first() {
+            all.push((first.offset, first.gpa, first.discarded));
+            h.forget_first();
+        }
+        assert_eq!(
+            all,
+            [(128 * KIB, 0x1_0000, false), (640 * KIB, 0x8_0000, true)]
+        );
+        assert!(h.is_empty() && h.partial() == 0 && h.discarded() == 0);
+        h.forget_first();
     }
 
     #[test]
     fn unusable_sizes() {
-        for size in [0, 2048, 4096, 12288] {
-            assert!(HostPages::new(MIB, size).is_none());
+        for size in [0, 2048, 4096, 12288, 1 << 63] {
+            assert!(HostPages::new(size).is_none());
         }
-        assert!(HostPages::new(u64::MAX, 8192).is_none());
-        assert_eq!(HostPages::new(0, 8192).unwrap().partial(), 0);
-        let other = HostPages::new(MIB, 65536).unwrap();
-        assert!(other.is_for(MIB, 65536));
-        assert!(!other.is_for(2 * MIB, 65536) && !other.is_for(MIB, 8192));
+        assert_eq!(HostPages::new(65536).unwrap().host_page_size(), 65536);
         // smaller than a word of the bitmap
-        let mut h = HostPages::new(8192, 8192).unwrap();
-        assert_eq!(insert(&mut h, 0, MIB), [(0, 8192)]);
+        let mut h = HostPages::new(8192).unwrap();
+        assert_eq!(insert(&mut h, 4096, MIB), [(8192, MIB - 8192)]);
+        assert_eq!(h.partial(), 2);
     }
 
-    /// Against a set of pages for each host page
+    /// Against a set of pages, and one of host pages that were discarded
     #[test]
     fn same_as_single_pages() {
         let mut rng = Rng(2);
         for shift in [13, 16, 18, 21] {
-            let host_page_size = 1u64 << shift;
-            let per = host_page_size / 4096;
+            let size = 1u64 << shift;
+            let per = size / 4096;
             let total = 8 * per;
-            let mut h = HostPages::new(total * 4096, host_page_size).unwrap();
+            let mut h = HostPages::new(size).unwrap();
             let mut set = BTreeSet::new();
+            let mut discarded: BTreeSet<u64> = BTreeSet::new();
 
-            for _ in 0..if cfg!(miri) { 20 } else { 800 } {
+            for _ in 0..800 {
                 let start = u64::from(rng.below(total as u32));
                 let len = 1 + u64::from(rng.below(3 * per as u32)).min(total - start - 1);
-                if rng.below(3) == 0 {
-                    h.remove(start * 4096, len * 4096);
-                    (start..start + len).for_each(|p| {
-                        set.remove(&p);
-                    });
-                } else {
-                    let done = insert(&mut h, start * 4096, len * 4096);
-                    set.extend(start..start + len);
-                    let full = |hp: u64| (hp * per..(hp + 1) * per).all(|p| set.contains(&p));
-                    let expected: Vec<u64> = (start / per..=(start + len - 1) / per)
-                        .filter(|&hp| full(hp))
-                        .collect();
-                    let got: Vec<u64> = done
+                let touched = start / per..=(start + len - 1) / per;
+                let split = |ranges: Vec<(u64, u64)>| -> Vec<u64> {
+                    ranges
                         .iter()
-                        .flat_map(|&(o, l)| o / host_page_size..(o + l) / host_page_size)
-                        .collect();
-                    assert_eq!(got, expected);
+                        .flat_map(|&(o, l)| o / size..(o + l) / size)
+                        .collect()
+                };
+                match rng.below(4) {
+                    0 => {
+                        let got = split(remove(&mut h, start * 4096, len * 4096));
+                        (start..start + len).for_each(|p| {
+                            set.remove(&p);
+                        });
+                        let expected: Vec<u64> =
+                            touched.filter(|hp| discarded.contains(hp)).collect();
+                        assert_eq!(got, expected);
+                    }
+                    1 => {
+                        let hp = start / per;
+                        h.populated(hp * size, size);
+                        discarded.remove(&hp);
+                    }
+                    _ => {
+                        let before = set.clone();
+                        let works = rng.below(8) != 0;
+                        let mut done = Vec::new();
+                        h.insert(start * 4096, len * 4096, start * 4096, |offset, len| {
+                            done.push((offset, len));
+                            works
+                        });
+                        set.extend(start..start + len);
+                        let full = |set: &BTreeSet<u64>, hp: u64| {
+                            (hp * per..(hp + 1) * per).all(|p| set.contains(&p))
+                        };
+                        let whole = |hp: u64| start <= hp * per && (hp + 1) * per <= start + len;
+                        let expected: Vec<u64> = touched
+                            .filter(|&hp| full(&set, hp) && (whole(hp) || !full(&before, hp)))
+                            .collect();
+                        if works {
+                            discarded.extend(&expected);
+                        }
+                        assert_eq!(split(done), expected);
+                    }
                 }
                 let count = |hp: u64| set.range(hp * per..(hp + 1) * per).count() as u64;
                 let partial = (0..8).filter(|&hp| (1..per).contains(&count(hp))).count();
                 assert_eq!(h.partial(), partial as u64);
+                assert_eq!(h.discarded(), discarded.len() as u64);
+                let known = (0..8).find(|hp| count(*hp) > 0 || discarded.contains(hp));
+                assert_eq!(h.first().map(|f| f.offset / size), known);
             }
         }
     }

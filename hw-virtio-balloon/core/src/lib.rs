@@ -14,6 +14,7 @@
 pub mod budget;
 pub mod config;
 pub mod counters;
+pub mod deflation;
 pub mod engine;
 pub mod features;
 pub mod hint_exchange;

@@ -42,8 +42,11 @@ pub trait PageSink {
     /// [`flush`](Self::flush).
     fn add(&mut self, run: Run, budget: &mut Budget) -> Tally;
 
-    /// Discard, or populate, what was added.
-    fn flush(&mut self);
+    /// Discard, or populate, what was added.  Returns false if the host has no
+    /// memory for all of it at the moment.  Then it has to be added again, all of
+    /// it, when that is tried again.
+    #[must_use]
+    fn flush(&mut self) -> bool;
 }
 
 /// The inflate queue or the deflate queue
@@ -55,6 +58,12 @@ pub trait PageHost: Queue {
 
     /// Begin to discard pages
     fn sink(&self) -> Self::Sink<'_>;
+
+    /// How many elements may be worked on together.  If what is known of large
+    /// host pages is only good for a single element, that is one.
+    fn batch(&self) -> usize {
+        self.capacity()
+    }
 
     /// Read PFNs of an element, at most `max`, from a position on that is in
     /// bytes.  Returns the position behind the last of them, or `None` if there
@@ -69,6 +78,10 @@ pub trait PageHost: Queue {
 
     /// A batch of elements is about to be returned.
     fn completed(&self, tally: Tally);
+
+    /// A batch of elements is not worked on any more: it is about to be returned,
+    /// or put back.
+    fn ended(&self);
 }
 
 /// The elements that are being worked on
@@ -128,8 +141,9 @@ impl<E> PageWork<E> {
         }
         // The driver can make more elements available than the queue has room
         // for, by reusing descriptors that were not returned yet.
+        let batch = host.batch().min(host.capacity());
         while self.unfinished.is_none()
-            && self.complete.len() < host.capacity()
+            && self.complete.len() < batch
             && budget.buffers > 0
             && budget.pfns > 0
         {
@@ -145,9 +159,11 @@ impl<E> PageWork<E> {
         self.runs.merge();
     }
 
-    /// Discard runs, as far as the budget allows.  Returns whether all are done.
-    fn discard<H: PageHost>(&mut self, host: &H, budget: &mut Budget) -> bool {
+    /// Discard runs, as far as the budget allows.  Returns whether all are done,
+    /// or `None` if the host does not have the memory to go on.
+    fn discard<H: PageHost>(&mut self, host: &H, budget: &mut Budget) -> Option<bool> {
         let mut sink = host.sink();
+        let before = (self.next, self.done, self.tally);
 
         while let Some(run) = self.runs.as_slice().get(self.next) {
             if budget.is_discard_spent() {
@@ -173,8 +189,11 @@ impl<E> PageWork<E> {
                 self.done = last - run.first + 1;
             }
         }
-        sink.flush();
-        self.next == self.runs.as_slice().len()
+        if !sink.flush() {
+            (self.next, self.done, self.tally) = before;
+            return None;
+        }
+        Some(self.next == self.runs.as_slice().len())
     }
 
     /// Return the elements of which all pages are done.
@@ -189,6 +208,7 @@ impl<E> PageWork<E> {
             return;
         }
         host.completed(std::mem::take(&mut self.tally));
+        host.ended();
         for elem in self.complete.drain(..) {
             // Any of these can reset the device
             if !turn.is_current(host) {
@@ -220,13 +240,19 @@ where
                 return Progress::Idle;
             }
         }
-        if turn.is_current(host) && self.discard(host, budget) && turn.is_current(host) {
-            self.complete(host, turn);
+        if turn.is_current(host) {
+            let Some(all) = self.discard(host, budget) else {
+                return Progress::Blocked;
+            };
+            if all && turn.is_current(host) {
+                self.complete(host, turn);
+            }
         }
         Progress::More
     }
 
     fn put_back(&mut self, host: &H) {
+        host.ended();
         if let Some((elem, _)) = self.unfinished.take() {
             host.unpop(elem);
         }

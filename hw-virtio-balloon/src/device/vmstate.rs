@@ -44,6 +44,7 @@ impl VirtIOBalloon {
             self.registers.borrow().num_pages,
             self.oom_hold_time,
         );
+        self.restart_deflation(self.registers.borrow().actual);
         self.incoming.set(true);
         Ok(())
     }

@@ -282,12 +282,15 @@ unsafe extern "C" fn rust_get_config_fn<T: VirtioDeviceImpl>(
 ) {
     let state = NonNull::new(vdev).unwrap().cast::<T>();
     // SAFETY: QEMU calls the function on a T.  All callers pass either
-    // vdev->config or a buffer of the same size, and do not access it
-    // otherwise until the function returns; the buffer was initialized.  The
-    // pointer can only be NULL if the size is 0.
+    // vdev->config or a buffer of the same size, which was initialized.  The
+    // pointer can only be NULL if the size is 0.  The device gets a copy because
+    // it can read vdev->config by itself; there is no reference to the original
+    // while it runs.
     unsafe {
-        let data = slice_or_empty(config, (*vdev).config_len);
-        T::GET_CONFIG.unwrap()(state.as_ref(), data);
+        let len = (*vdev).config_len;
+        let mut data = slice_or_empty(config, len).to_vec();
+        T::GET_CONFIG.unwrap()(state.as_ref(), &mut data);
+        slice_or_empty(config, len).copy_from_slice(&data);
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::{
     ffi::{c_uint, CStr, CString},
-    ptr::NonNull,
+    ptr::{self, NonNull},
 };
 
 use common::Opaque;
@@ -167,6 +167,27 @@ where
         // there is a reference to it.  Those who write to them have the BQL, and
         // do not run before this returns.
         unsafe { std::slice::from_raw_parts(config.cast::<u8>(), len) }.to_vec()
+    }
+
+    /// Bring up to date what [`last_config`](Self::last_config) returns, as if the
+    /// driver had read the configuration space.
+    fn update_last_config(&self)
+    where
+        Self::Target: VirtioDeviceImpl,
+    {
+        let mut data = self.last_config();
+        if let Some(get_config) = <Self::Target as VirtioDeviceImpl>::GET_CONFIG {
+            get_config(self, &mut data);
+            let vdev = self.upcast::<VirtIODevice>().as_ptr();
+            // SAFETY: last_config() has checked that the BQL is taken, and has
+            // returned as many bytes as there are in the field.  Nobody has a
+            // reference to them.
+            unsafe {
+                if !(*vdev).config.is_null() {
+                    ptr::copy_nonoverlapping(data.as_ptr(), (*vdev).config.cast(), data.len());
+                }
+            }
+        }
     }
 
     /// The driver has violated the specification: report it and stop using the

@@ -24,12 +24,16 @@ pub fn balloon_tests(device: Device, target: Target) -> Vec<&'static str> {
     if target != Target::S390x {
         tests.extend([
             "virtio-balloon-config-test",
+            "virtio-balloon-drivers-test",
+            "virtio-balloon-huge-pages-test",
             "virtio-balloon-migration-test",
             "virtio-balloon-pages-test",
-            "virtio-balloon-drivers-test",
             "virtio-balloon-reporting-test",
             "virtio-balloon-stats-test",
         ]);
+        if device == Device::Rust {
+            tests.extend(["virtio-balloon-messages-test", "virtio-balloon-oom-test"]);
+        }
     }
     tests
 }

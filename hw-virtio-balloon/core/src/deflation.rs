@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! Recognizes a guest that makes the balloon smaller because it is out of memory
+//!
+//! With `VIRTIO_BALLOON_F_DEFLATE_ON_OOM` a driver may take pages out of the
+//! balloon although the host wants them to be there.  Not every page that leaves
+//! the balloon means that:
+//!
+//! * Linux moves pages of the balloon when it compacts memory: it inflates one
+//!   and deflates another.  The balloon is as large as before, and the driver does
+//!   not write its size.
+//! * A driver that is going to be removed, or suspended, empties the balloon,
+//!   writes the size once, and resets the device.
+//! * The host may want the balloon to be smaller, or have wanted it for a while.
+//!
+//! Therefore the pages in the balloon are counted, and what counts is by how much
+//! there are less of them when the driver writes the size, than when it wrote it
+//! before.  The value that it writes is not enough: legacy drivers write it byte
+//! by byte.
+
+/// How long a driver that has emptied the balloon may take until it resets the
+/// device, in milliseconds
+const RESET_TIME: u64 = 1000;
+
+/// What is known of the size of the balloon; sizes are in balloon pages
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Deflation {
+    /// Pages in the balloon, according to what was inflated and deflated
+    level: u64,
+    /// The level when the driver last wrote the size
+    settled: u64,
+    /// The smallest size that the host has wanted since then
+    lowest_target: u32,
+    /// Pages that left the balloon unasked when it was emptied, and when that was
+    emptied: Option<(u64, u64)>,
+    /// Pages that have left the balloon unasked
+    unasked: u64,
+}
+
+impl Deflation {
+    /// Pages that have left the balloon although the host wanted them to stay.
+    /// `now` is the time in milliseconds.
+    pub fn unasked(&self, now: u64) -> u64 {
+        let emptied = self
+            .emptied
+            .filter(|(_, when)| now.saturating_sub(*when) >= RESET_TIME);
+        self.unasked
+            .wrapping_add(emptied.map_or(0, |(pages, _)| pages))
+    }
+
+    /// Pages in the balloon
+    pub fn level(&self) -> u32 {
+        u32::try_from(self.level).unwrap_or(u32::MAX)
+    }
+
+    /// The driver goes on, so that what it did last was not the preparation of a
+    /// reset.
+    fn go_on(&mut self) {
+        let pages = self.emptied.take().map_or(0, |(pages, _)| pages);
+        self.unasked = self.unasked.wrapping_add(pages);
+    }
+
+    /// Pages have gone into the balloon.
+    pub fn inflated(&mut self, pages: u64) {
+        self.go_on();
+        self.level = self.level.saturating_add(pages);
+    }
+
+    /// Pages have left the balloon.
+    pub fn deflated(&mut self, pages: u64) {
+        self.go_on();
+        self.level = self.level.saturating_sub(pages);
+    }
+
+    /// The host wants the balloon to have another size.
+    pub fn target_changed(&mut self, target: u32) {
+        self.lowest_target = self.lowest_target.min(target);
+    }
+
+    /// The driver has written the size of the balloon, or a part of it: the field
+    /// is `actual` now.  `may_deflate` is whether it has accepted
+    /// `VIRTIO_BALLOON_F_DEFLATE_ON_OOM`, `target` what the host wants.
+    pub fn size_written(&mut self, actual: u32, target: u32, may_deflate: bool, now: u64) {
+        let wanted = self.settled.min(self.lowest_target.into());
+        let missing = wanted.saturating_sub(self.level);
+        if may_deflate && missing > 0 {
+            if self.level == 0 {
+                self.emptied = Some((missing, now));
+            } else {
+                self.unasked = self.unasked.wrapping_add(missing);
+            }
+        }
+        // A page that is being moved is there twice for a moment
+        self.settled = self.level.min(actual.into());
+        self.lowest_target = target;
+    }
+
+    /// The device was reset, or comes from another QEMU: the balloon has this
+    /// size now.
+    pub fn restart(&mut self, size: u32, target: u32) {
+        self.level = size.into();
+        self.settled = size.into();
+        self.lowest_target = target;
+        self.emptied = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A driver, as Linux has it
+    struct Driver {
+        deflation: Deflation,
+        actual: u32,
+        target: u32,
+        accepted: bool,
+        now: u64,
+    }
+
+    impl Driver {
+        fn new(target: u32, actual: u32) -> Self {
+            let mut driver = Self {
+                deflation: Deflation::default(),
+                actual: 0,
+                target: 0,
+                accepted: true,
+                now: 0,
+            };
+            driver.set_target(target);
+            driver.inflate(actual);
+            assert_eq!(driver.unasked(), 0);
+            driver
+        }
+
+        fn set_target(&mut self, target: u32) {
+            self.target = target;
+            self.deflation.target_changed(target);
+        }
+
+        fn write_size(&mut self, actual: u32) {
+            self.actual = actual;
+            self.deflation
+                .size_written(actual, self.target, self.accepted, self.now);
+        }
+
+        fn inflate(&mut self, pages: u32) {
+            self.deflation.inflated(pages.into());
+            self.write_size(self.actual + pages);
+        }
+
+        fn deflate(&mut self, pages: u32) {
+            self.deflation.deflated(pages.into());
+            self.write_size(self.actual - pages);
+        }
+
+        fn unasked(&self) -> u64 {
+            self.deflation.unasked(self.now)
+        }
+    }
+
+    #[test]
+    fn out_of_memory() {
+        let mut driver = Driver::new(10_000, 8_000);
+        for i in 1..4 {
+            driver.deflate(256);
+            assert_eq!(driver.unasked(), 256 * i);
+        }
+        // it tries again
+        driver.inflate(512);
+        driver.deflate(100);
+        assert_eq!(driver.unasked(), 868);
+    }
+
+    #[test]
+    fn without_the_feature() {
+        let mut driver = Driver::new(10_000, 8_000);
+        driver.accepted = false;
+        driver.deflate(256);
+        driver.deflate(7744);
+        driver.now += 5000;
+        assert_eq!(driver.unasked(), 0);
+    }
+
+    /// The host has wanted a part of it, even if it has changed its mind.
+    #[test]
+    fn asked() {
+        let mut driver = Driver::new(1000, 1000);
+        driver.set_target(400);
+        driver.deflate(256);
+        assert_eq!(driver.unasked(), 0);
+        driver.set_target(2000);
+        driver.deflate(256);
+        assert_eq!(driver.unasked(), 0);
+        driver.deflate(10);
+        assert_eq!(driver.unasked(), 10);
+
+        // more than the host wants
+        driver.set_target(470);
+        driver.deflate(18);
+        assert_eq!((driver.actual, driver.unasked()), (460, 20));
+    }
+
+    #[test]
+    fn pages_are_moved() {
+        let mut driver = Driver::new(1000, 800);
+        for _ in 0..100 {
+            driver.deflation.inflated(1);
+            driver.deflation.deflated(1);
+        }
+        driver.deflate(1);
+        assert_eq!(driver.unasked(), 1);
+        // The size is written while a page is there twice.
+        driver.deflation.inflated(1);
+        driver.inflate(10);
+        driver.deflation.deflated(1);
+        driver.inflate(10);
+        assert_eq!(driver.unasked(), 1);
+        driver.deflation.inflated(1);
+        driver.deflation.deflated(1);
+        driver.deflate(2);
+        assert_eq!(driver.unasked(), 3);
+    }
+
+    /// The driver is unbound, or unloaded, or the guest is suspended.
+    #[test]
+    fn a_reset_explains_it() {
+        let mut driver = Driver::new(1000, 800);
+        driver.deflate(100);
+        driver.deflation.deflated(300);
+        driver.deflation.deflated(400);
+        driver.write_size(0);
+        driver.now += 3;
+        assert_eq!(driver.unasked(), 100);
+        driver.deflation.restart(0, 1000);
+        driver.now += 5000;
+        assert_eq!(driver.unasked(), 100);
+        driver.inflate(500);
+        assert_eq!(driver.unasked(), 100);
+    }
+
+    /// The balloon has become empty, and the driver goes on, or does nothing.
+    #[test]
+    fn emptied() {
+        let mut driver = Driver::new(1000, 800);
+        driver.deflate(800);
+        assert_eq!(driver.unasked(), 0);
+        driver.now += RESET_TIME - 1;
+        assert_eq!(driver.unasked(), 0);
+        driver.now += 1;
+        assert_eq!(driver.unasked(), 800);
+        driver.inflate(100);
+        assert_eq!(driver.unasked(), 800);
+        driver.deflate(100);
+        driver.inflate(1);
+        assert_eq!(driver.unasked(), 900);
+    }
+
+    /// Legacy drivers write the lowest byte first.
+    #[test]
+    fn byte_by_byte() {
+        for (old, new) in [(0x1_0200, 0x1_0100), (0x1_0000, 0xff00), (0x1_0010, 0xff10)] {
+            let mut driver = Driver::new(0x2_0000, old);
+            driver.deflation.deflated((old - new).into());
+            for bytes in 1..=4 {
+                let mask = u32::MAX >> (32 - 8 * bytes);
+                driver.write_size(old & !mask | new & mask);
+                assert_eq!(driver.unasked(), u64::from(old - new));
+            }
+            // and back
+            driver.deflation.inflated((old - new).into());
+            for bytes in 1..=4 {
+                let mask = u32::MAX >> (32 - 8 * bytes);
+                driver.write_size(new & !mask | old & mask);
+                assert_eq!(driver.unasked(), u64::from(old - new));
+            }
+            driver.deflate(1);
+            assert_eq!(driver.unasked(), u64::from(old - new) + 1);
+        }
+    }
+
+    #[test]
+    fn a_driver_that_makes_no_sense() {
+        let mut driver = Driver::new(1000, 0);
+        driver.deflation.deflated(5);
+        driver.write_size(u32::MAX);
+        driver.deflation.inflated(u64::MAX);
+        driver.deflation.inflated(u64::MAX);
+        driver.write_size(0);
+        driver.deflation.deflated(u64::MAX - 1);
+        driver.write_size(7);
+        assert_eq!(driver.unasked(), 0);
+    }
+}

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! Memory for a guest that was reset
+//!
+//! After a reset the balloon is empty: the guest uses all of its memory, without
+//! having told.  Host pages that come from a pool, which can be empty, have to be
+//! there before it does.  That can take long, so it is done in turns, and the VM
+//! is stopped meanwhile.
+
+use bql::prelude::*;
+use common::{field, Field};
+use system::{request_vm_stop, vm_start_if_paused};
+use util::report::error_report;
+use virtio::prelude::*;
+use virtio_balloon_core::budget::Budget;
+
+use crate::{guest_memory::Repopulated, part::Context};
+
+/// The state of that
+#[derive(Default)]
+pub struct Repopulation {
+    /// Runs the next turn
+    bh: BottomHalf,
+    /// The VM is stopped until it is done.
+    stopped: BqlCell<bool>,
+}
+
+impl Repopulation {
+    pub const BH: Field<Self, BottomHalf> = field!(Self, bh);
+
+    /// The device was reset while the VM is running, the VM begins to run, or the
+    /// next turn is due.
+    pub fn run(&self, cx: &dyn Context) {
+        if !cx.memory().lacks_memory() {
+            return;
+        }
+        let mut budget = Budget::TURN;
+        match cx.memory().repopulate(&mut budget) {
+            Repopulated::All => {
+                if self.stopped.replace(false) {
+                    vm_start_if_paused();
+                }
+            }
+            Repopulated::Some => {
+                if cx.vm_running() && !self.stopped.replace(true) {
+                    request_vm_stop();
+                }
+                self.bh.schedule();
+            }
+            Repopulated::NoMemory => {
+                self.stopped.set(false);
+                if cx.vm_running() {
+                    request_vm_stop();
+                }
+                error_report(
+                    "virtio-balloon: the host has no memory for what was in the balloon \
+                     before the guest was reset: the VM is stopped. Provide huge pages, and \
+                     continue it with 'cont'",
+                );
+            }
+        }
+    }
+
+    /// The device is unrealized.
+    pub fn unrealize(&self) {
+        self.bh.delete();
+    }
+}
