@@ -290,21 +290,6 @@ static void test_poison_config(const void *data)
     balloon_quit(b);
 }
 
-static void config_writeb(Balloon *b, uint64_t offset, uint8_t value)
-{
-    if (b->t->pci) {
-        bool modern = b->offered & BIT64(VIRTIO_F_VERSION_1);
-        uint64_t base = modern ? b->pci->device_cfg_offset :
-                        VIRTIO_PCI_CONFIG_OFF(false);
-
-        qpci_io_writeb(b->pci->pdev, b->pci->bar, base + offset, value);
-    } else {
-        qtest_writeb(b->qts,
-                     b->mmio.addr + QVIRTIO_MMIO_DEVICE_SPECIFIC + offset,
-                     value);
-    }
-}
-
 /*
  * Drivers for the legacy interface write byte by byte.  The device cannot tell
  * which one is the last, but has to be right in the end.

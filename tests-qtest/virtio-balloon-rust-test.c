@@ -38,6 +38,22 @@ static void test_counters(const void *data)
     balloon_quit(b);
 }
 
+/* The driver claims that more than all of the memory is in the balloon. */
+static void test_excess(const void *data)
+{
+    Balloon *b = balloon_start(data, "");
+
+    config_writel(b, CFG(actual), RAM_SIZE / PAGE - 1);
+    g_assert_cmpint(query_balloon(b), ==, PAGE);
+    config_writel(b, CFG(actual), RAM_SIZE / PAGE);
+    g_assert_cmpint(query_balloon(b), ==, 0);
+    config_writel(b, CFG(actual), RAM_SIZE / PAGE + 1);
+    g_assert_cmpint(query_balloon(b), ==, 0);
+    config_writel(b, CFG(actual), UINT32_MAX);
+    g_assert_cmpint(query_balloon(b), ==, 0);
+    balloon_quit(b);
+}
+
 /*
  * Make elements available with one notification: every 8th page, beginning with
  * another one in each element.  All of them together are one range.
@@ -269,6 +285,7 @@ static void test_migrate_unfinished(const void *data)
 
 static const TransportTest tests[] = {
     { "counters", test_counters },
+    { "excess", test_excess },
     { "runs", test_runs },
     { "bounded", test_bounded },
     { "hinting/cmd-id", test_hinting_cmd_id },

@@ -15,6 +15,7 @@ pub enum Difference {
     BatchNotification,
     BounceBuffers,
     ErrorInBatch,
+    ExcessPages,
     HintCmdId,
     HintErrorOnResume,
     HintInterrupt,
@@ -99,6 +100,12 @@ pub const NAMED_DIFFERENCES: &[NamedDifference] = &[
         Treatment::Tolerated,
         "if both are broken, bit 0 of the ISR is acknowledged, and the used rings of the queues for \
          inflating and deflating are made the same; there is only one element at a time in the queue for hints",
+    ),
+    row(
+        Difference::ExcessPages,
+        "excess-pages",
+        Treatment::Tolerated,
+        "if query-balloon returns less than zero with one device, and zero with the other",
     ),
     row(
         Difference::HintCmdId,

@@ -7,6 +7,7 @@
 import os
 
 from virtio_balloon_guest import BalloonGuestTest, MIB, UNSET_STATS_VALUE
+from virtio_balloon_migration import BalloonLinuxTest, SYSFS
 from virtio_balloon_policies import BalloonPolicyTest
 
 
@@ -140,6 +141,127 @@ class VirtioBalloonOom(BalloonGuestTest):
         self.assertGreater(used, self.HOG)
         self.wait_for(lambda: self.rss() < used - 150 * MIB,
                       'QEMU to become smaller')
+
+
+class VirtioBalloonAlarms(BalloonLinuxTest):
+    '''
+    The counters that tell of guests which run out of memory only do so for
+    those.
+    '''
+
+    TARGET = 256 * MIB
+
+    def check_quiet(self, expected=0):
+        '''Nothing was counted.'''
+        # The driver has a second to reset the device after it has emptied
+        # the balloon.
+        self.guest_sleep(2)
+        counters = self.host_property('balloon-counters')
+        self.assertEqual(counters['pages-deflated-unasked'], expected)
+        self.assertEqual(counters['oom-holds'], 0)
+        self.assertEqual(counters['oom-hold-active'], 0)
+
+    def wait_target(self):
+        '''The driver has inflated the balloon.'''
+        self.wait_for(lambda: self.actual() == self.TARGET, 'inflation')
+
+    def pages_moved(self):
+        '''Pages of the balloon that the guest has moved'''
+        out = self.guest_ok('grep ^balloon_migrate /proc/vmstat')
+        return int(out.split()[1])
+
+    def compact(self):
+        '''Have the guest move pages of the balloon.'''
+        before = self.pages_moved()
+        self.guest_ok('mkdir -p /tmp/files; '
+                      ' mount -t tmpfs -o size=256m none /tmp/files')
+
+        def moved():
+            # Free pages are at high addresses when a file is gone that was
+            # there before the balloon.
+            self.set_balloon(self.RAM)
+            self.guest_ok('dd if=/dev/zero of=/tmp/files/a bs=1M count=160')
+            self.set_balloon(self.TARGET)
+            self.guest_ok('rm /tmp/files/a;'
+                          ' for i in 1 2 3 4 5; do'
+                          ' echo 1 > /proc/sys/vm/compact_memory; done')
+            return self.pages_moved() - before
+
+        pages = self.wait_for(moved, 'pages to be moved')
+        self.log.info('%d pages were moved', pages)
+
+    def unbind(self):
+        '''Unbind the driver, and bind it again.'''
+        name = os.path.basename(self.virtio_device())
+        self.guest_ok(f'echo {name} > {SYSFS}/unbind')
+        self.assertEqual(self.actual(), self.RAM)
+        self.check_quiet()
+        self.guest_ok(f'echo {name} > {SYSFS}/bind')
+
+    def unload(self):
+        '''Unload the driver, and load it again.'''
+        self.guest_ok('rmmod virtio_balloon')
+        self.assertEqual(self.actual(), self.RAM)
+        self.check_quiet()
+        self.guest_ok('insmod /modules/*-virtio_balloon.ko')
+
+    def suspend(self):
+        '''Suspend the guest to RAM, and wake it up.'''
+        self.vm.get_qmp_events()
+        self.vm.console_socket.sendall(
+            b'echo mem > /sys/power/state; echo "is ""awake" $?\n')
+        self.assertIsNotNone(self.vm.event_wait('SUSPEND',
+                                                timeout=self.timeout))
+        self.wait_for(lambda: self.vm.cmd('query-status')['status']
+                      == 'suspended', 'the guest to sleep')
+        self.vm.cmd('system_wakeup')
+        self.wait_console(rb'is awake 0\r?\n')
+
+    def reboot(self):
+        '''Reset the machine.'''
+        self._console = b''
+        self.vm.cmd('system_reset')
+        self.wait_console(rb'Guest is ready')
+        self.prepare_guest()
+
+    def resize(self):
+        '''The host wants other sizes.'''
+        for target in [384, 320, 448, 256]:
+            self.set_balloon(target * MIB)
+
+    def check_alarms(self, feature):
+        '''Do all that is no reason for an alarm.'''
+        if os.getenv('BALLOON_DEVICE') == 'c':
+            self.skipTest('the implementation in C does not count')
+        self.launch(f',deflate-on-oom={feature},oom-hold-time=60')
+        self.set_balloon(self.TARGET)
+        self.check_quiet()
+        for event in [self.resize, self.compact, self.unbind, self.unload,
+                      self.suspend, self.reboot]:
+            with self.part(event.__name__):
+                event()
+                self.wait_target()
+                self.check_quiet()
+                # The host asks for that, whatever was before.
+                self.set_balloon(self.TARGET + 64 * MIB)
+                self.check_quiet()
+                self.set_balloon(self.TARGET)
+
+    def test_no_alarms(self):
+        '''With the feature'''
+        self.check_alarms('on')
+        # The real thing: each page that the guest lacks
+        self.assertEqual(self.use_memory(), 0)
+        self.wait_for(lambda: self.actual() > self.TARGET, 'deflation')
+        self.guest_sleep(2)
+        counters = self.host_property('balloon-counters')
+        self.assertEqual(counters['pages-deflated-unasked'] * 4096,
+                         self.actual() - self.TARGET)
+        self.assertEqual(counters['oom-holds'], 1)
+
+    def test_no_alarms_without_feature(self):
+        '''Without the feature'''
+        self.check_alarms('off')
 
 
 class VirtioBalloonPolicies(BalloonPolicyTest):
