@@ -173,7 +173,7 @@ class VirtioBalloonAlarms(BalloonLinuxTest):
     def compact(self):
         '''Have the guest move pages of the balloon.'''
         before = self.pages_moved()
-        self.guest_ok('mkdir -p /tmp/files; '
+        self.guest_ok('mkdir -p /tmp/files;'
                       ' mount -t tmpfs -o size=256m none /tmp/files')
 
         def moved():
