@@ -448,6 +448,8 @@ where
         let w = self.world();
         if w.running.replace(false) {
             w.since_turn.set(None);
+            // What waited for memory is put back.
+            w.delay.set(0);
             w.used.set((0, 0, 0, 0));
             w.depth.set(w.depth.get() + 1);
             engine::vm_stopped(self);
@@ -534,7 +536,7 @@ where
 
 /// Try random scenarios; returns the smallest one that has been found to go
 /// wrong, with the reason.
-fn try_all<D: Device>(cases: u32) -> Result<(), (String, Scenario)>
+fn try_all<D: Device>(cases: u32) -> Result<(), (String, Box<Scenario>)>
 where
     D::Work: Work<D>,
 {
@@ -555,7 +557,7 @@ where
     std::panic::set_hook(hook);
     match result {
         Ok(()) => Ok(()),
-        Err(TestError::Fail(reason, s)) => Err((reason.to_string(), s)),
+        Err(TestError::Fail(reason, s)) => Err((reason.to_string(), Box::new(s))),
         Err(TestError::Abort(reason)) => panic!("{reason}"),
     }
 }

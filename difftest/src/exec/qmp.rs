@@ -111,8 +111,8 @@ impl Lockstep {
     ) -> Result<()> {
         let mut a = self.qemu[0].take_events()?;
         let mut b = self.qemu[1].take_events()?;
-        for (a, b) in a.iter_mut().zip(&mut b) {
-            if mask_excess(a, b, "data") {
+        for (left, right) in a.iter_mut().zip(&mut b) {
+            if mask_excess(left, right, "data") {
                 effects.name(Difference::ExcessPages);
             }
         }

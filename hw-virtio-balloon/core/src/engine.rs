@@ -326,6 +326,7 @@ where
         }
         more = true;
     }
+    let blocked = blocked && host.vm_running();
     let ((pending, stale), delay) =
         host.engine(|engine| (engine.end(turn, work, more), engine.backoff(blocked)));
     drop(stale);

@@ -190,7 +190,6 @@ impl HostPages {
         mut discard: impl FnMut(u64, u64) -> bool,
     ) {
         let per = self.pages_per_host_page;
-        let size = self.host_page_size();
         let range = pages(offset, len);
         let mut pending: Option<Range<u64>> = None;
         let mut start = range.start;
@@ -208,29 +207,20 @@ impl HostPages {
 
             let all = matches!(page.parts, Parts::All);
             if all && (added || part.end - part.start == per) {
-                match &mut pending {
-                    Some(range) if range.end == index => range.end += 1,
-                    _ => {
-                        if let Some(range) = pending.replace(index..index + 1) {
-                            self.discard(range, size, &mut discard);
-                        }
-                    }
+                if let Some(done) = merge(&mut pending, index) {
+                    self.discard(done, &mut discard);
                 }
             }
             start = end;
         }
-        if let Some(range) = pending {
-            self.discard(range, size, &mut discard);
+        if let Some(done) = pending {
+            self.discard(done, &mut discard);
         }
     }
 
     /// Discard host pages, and remember that.
-    fn discard(
-        &mut self,
-        range: Range<u64>,
-        size: u64,
-        discard: &mut impl FnMut(u64, u64) -> bool,
-    ) {
+    fn discard(&mut self, range: Range<u64>, discard: &mut impl FnMut(u64, u64) -> bool) {
+        let size = self.host_page_size();
         if discard(range.start * size, (range.end - range.start) * size) {
             for (_, page) in self.pages.range_mut(range) {
                 self.discarded += u64::from(!std::mem::replace(&mut page.discarded, true));
@@ -256,18 +246,13 @@ impl HostPages {
             self.partial += u64::from(page.parts.is_partial());
 
             if page.discarded {
-                match &mut pending {
-                    Some(range) if range.end == index => range.end += 1,
-                    _ => {
-                        if let Some(range) = pending.replace(index..index + 1) {
-                            populate(range.start * size, (range.end - range.start) * size);
-                        }
-                    }
+                if let Some(done) = merge(&mut pending, index) {
+                    populate(done.start * size, (done.end - done.start) * size);
                 }
             }
         }
-        if let Some(range) = pending {
-            populate(range.start * size, (range.end - range.start) * size);
+        if let Some(done) = pending {
+            populate(done.start * size, (done.end - done.start) * size);
         }
         self.forget_unused(touched);
     }
@@ -312,6 +297,19 @@ impl HostPages {
             self.partial -= u64::from(page.parts.is_partial());
             self.discarded -= u64::from(page.discarded);
         }
+    }
+}
+
+/// Add an index, which is larger than all before, to the range that is being
+/// collected.  Returns that range if the index does not follow it, and begins
+/// another one.
+fn merge(pending: &mut Option<Range<u64>>, index: u64) -> Option<Range<u64>> {
+    match pending {
+        Some(range) if range.end == index => {
+            range.end += 1;
+            None
+        }
+        _ => pending.replace(index..index + 1),
     }
 }
 
@@ -429,9 +427,9 @@ mod tests {
         assert_eq!((h.partial(), h.discarded()), (2, 1));
 
         // what could not be discarded is there
-        let mut h = HostPages::new(2 * MIB).unwrap();
-        h.insert(0, 2 * MIB, 0, |_, _| false);
-        assert_eq!(remove(&mut h, 0, 4096), []);
+        let mut other = HostPages::new(2 * MIB).unwrap();
+        other.insert(0, 2 * MIB, 0, |_, _| false);
+        assert_eq!(remove(&mut other, 0, 4096), []);
     }
 
     /// The guest takes everything back without telling.
@@ -512,8 +510,8 @@ mod tests {
                             works
                         });
                         set.extend(start..start + len);
-                        let full = |set: &BTreeSet<u64>, hp: u64| {
-                            (hp * per..(hp + 1) * per).all(|p| set.contains(&p))
+                        let full = |pages: &BTreeSet<u64>, hp: u64| {
+                            (hp * per..(hp + 1) * per).all(|p| pages.contains(&p))
                         };
                         let whole = |hp: u64| start <= hp * per && (hp + 1) * per <= start + len;
                         let expected: Vec<u64> = touched
