@@ -446,7 +446,10 @@ impl<'a> DiscardBatch<'a> {
             // The hint is for whole host pages, because there is nothing
             // smaller.
             if let Err(err) = block.advise_willneed(range.offset, range.length) {
-                warn_report_once!("Couldn't MADV_WILLNEED on balloon deflate: {}", describe(&err));
+                warn_report_once!(
+                    "Couldn't MADV_WILLNEED on balloon deflate: {}",
+                    describe(&err)
+                );
             }
         }
     }

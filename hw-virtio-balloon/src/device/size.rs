@@ -33,7 +33,8 @@ impl VirtIOBalloon {
     /// Pages that have left the balloon because the guest was out of memory
     pub(super) fn unasked(&self) -> u64 {
         let now = CLOCK_VIRTUAL.get_ms();
-        self.memory.with_deflation(|deflation| deflation.unasked(now))
+        self.memory
+            .with_deflation(|deflation| deflation.unasked(now))
     }
 
     /// The balloon has a size that is not due to the driver.
@@ -46,7 +47,9 @@ impl VirtIOBalloon {
     pub(super) fn get_config(&self, data: &mut [u8]) {
         let registers = *self.registers.borrow();
         // While a legacy driver writes it byte by byte, it may be larger than that.
-        let size = registers.actual.min(self.memory.with_deflation(|d| d.level()));
+        let size = registers
+            .actual
+            .min(self.memory.with_deflation(|d| d.level()));
         let config = Config {
             num_pages: self.oom_hold.shown(registers.num_pages, size),
             actual: registers.actual,
