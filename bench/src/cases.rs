@@ -19,19 +19,42 @@ pub struct Backing {
     pub args: &'static [&'static str],
     /// Whether it may consist of transparent huge pages
     pub thp: bool,
+    /// Options for the Rust device that C does not have
+    pub rust_options: &'static str,
 }
 
+impl Backing {
+    /// Whether it consists of huge pages from the pool
+    pub fn is_hugetlb(&self) -> bool {
+        self.name.starts_with("hugetlb")
+    }
+}
+
+const HUGETLB: Backing = Backing {
+    name: "hugetlb",
+    args: &[
+        "-object",
+        "memory-backend-memfd,id=ram0,size=512M,hugetlb=on,hugetlbsize=2M",
+        "-machine",
+        "memory-backend=ram0",
+    ],
+    thp: true,
+    rust_options: "",
+};
+
 /// All kinds of memory
-pub const BACKINGS: [Backing; 4] = [
+pub const BACKINGS: [Backing; 5] = [
     Backing {
         name: "thp",
         args: &[],
         thp: true,
+        rust_options: "",
     },
     Backing {
         name: "nothp",
         args: &[],
         thp: false,
+        rust_options: "",
     },
     Backing {
         name: "memfd",
@@ -42,16 +65,13 @@ pub const BACKINGS: [Backing; 4] = [
             "memory-backend=ram0",
         ],
         thp: true,
+        rust_options: "",
     },
+    HUGETLB,
     Backing {
-        name: "hugetlb",
-        args: &[
-            "-object",
-            "memory-backend-memfd,id=ram0,size=512M,hugetlb=on,hugetlbsize=2M",
-            "-machine",
-            "memory-backend=ram0",
-        ],
-        thp: true,
+        name: "hugetlb-on",
+        rust_options: ",huge-pages=on",
+        ..HUGETLB
     },
 ];
 

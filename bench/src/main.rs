@@ -69,13 +69,13 @@ fn main() -> Result<()> {
         if !name.contains(&cli.only) {
             continue;
         }
-        let ms = |binary| {
-            let latency = monitor_latency(binary, backing, order)?;
+        let ms = |binary, rust| {
+            let latency = monitor_latency(binary, backing, order, rust)?;
             Ok::<_, anyhow::Error>(latency.as_secs_f64() * 1000.0)
         };
         // One that does not answer at all need not be asked again
-        let measured = ms(&cli.a).and_then(|c| {
-            let rust: Result<Vec<_>> = (0..cli.reps).map(|_| ms(&cli.b)).collect();
+        let measured = ms(&cli.a, false).and_then(|c| {
+            let rust: Result<Vec<_>> = (0..cli.reps).map(|_| ms(&cli.b, true)).collect();
             Ok(Latency { c, rust: rust? })
         });
         match measured {
@@ -88,7 +88,7 @@ fn main() -> Result<()> {
     }
     let mut huge = None;
     if "hugetlb pages".contains(&cli.only) {
-        match hugetlb(&cli.a).and_then(|c| Ok([c, hugetlb(&cli.b)?])) {
+        match hugetlb(&cli.a, "").and_then(|c| Ok([c, hugetlb(&cli.b, ",huge-pages=on")?])) {
             Ok([c, rust]) => {
                 println!("huge pages freed by inflating 1 GiB: C {c}, Rust {rust} (target: 512)");
                 huge = Some([c, rust]);

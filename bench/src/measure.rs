@@ -45,7 +45,7 @@ fn limit(program: &Path, backing: Backing, runs: &str) -> Result<f64> {
 /// Inflate and deflate: all orders and sizes of batches, for one kind of memory
 pub fn bench_rings(cli: &Cli, backing: Backing, rows: &mut Rows) -> Result<()> {
     let binaries = [&cli.a, &cli.b];
-    let huge = backing.name == "hugetlb";
+    let huge = backing.is_hugetlb();
     if huge && free_huge_pages().unwrap_or(0) < 256 {
         eprintln!("hugetlb: not measured, as it needs 256 free huge pages of 2 MiB");
         return Ok(());
@@ -62,7 +62,7 @@ pub fn bench_rings(cli: &Cli, backing: Backing, rows: &mut Rows) -> Result<()> {
                 }
                 let list = pfns(order);
                 for (i, binary) in binaries.iter().enumerate() {
-                    let mut driver = start(binary, backing)?;
+                    let mut driver = start(binary, backing, i == 1)?;
                     driver.prepare_pfns(&list)?;
                     driver.touch()?;
                     for (way, q) in [("inflate", INFLATE), ("deflate", DEFLATE)] {
@@ -84,14 +84,15 @@ pub fn bench_rings(cli: &Cli, backing: Backing, rows: &mut Rows) -> Result<()> {
     Ok(())
 }
 
-/// Start QEMU with or without transparent huge pages.
-fn start(binary: &Path, backing: Backing) -> Result<Driver> {
+/// Start QEMU, with C or `rust`, with or without transparent huge pages.
+fn start(binary: &Path, backing: Backing, rust: bool) -> Result<Driver> {
+    let options = if rust { backing.rust_options } else { "" };
     if backing.thp {
-        return Driver::start(binary, backing.args, "");
+        return Driver::start(binary, backing.args, options);
     }
     // inherited by QEMU
     nix::sys::prctl::set_thp_disable(true)?;
-    let driver = Driver::start(binary, backing.args, "");
+    let driver = Driver::start(binary, backing.args, options);
     nix::sys::prctl::set_thp_disable(false)?;
     driver
 }
@@ -120,14 +121,19 @@ pub fn bench_reporting(cli: &Cli, rows: &mut Rows) -> Result<()> {
 /// 128 descriptors of 64 MiB of valid PFNs, in random or in ascending order, for
 /// one kind of memory.  It is as long as the most expensive turn, and what the
 /// monitor itself takes.
-pub fn monitor_latency(binary: &Path, backing: Backing, order: &str) -> Result<Duration> {
-    if backing.name == "hugetlb" {
+pub fn monitor_latency(
+    binary: &Path,
+    backing: Backing,
+    order: &str,
+    rust: bool,
+) -> Result<Duration> {
+    if backing.is_hugetlb() {
         ensure!(
             free_huge_pages()? >= 256,
             "needs 256 free huge pages of 2 MiB"
         );
     }
-    let mut driver = start(binary, backing)?;
+    let mut driver = start(binary, backing, rust)?;
     driver.touch()?;
     let mut rng = Rng::new(3);
     let first = REGION / PAGE;
@@ -170,8 +176,8 @@ fn free_huge_pages() -> Result<u64> {
 }
 
 /// How many huge pages of 2 MiB come back when 1 GiB is inflated, 256 pages at
-/// a time
-pub fn hugetlb(binary: &Path) -> Result<u64> {
+/// a time, with options for the device
+pub fn hugetlb(binary: &Path, options: &str) -> Result<u64> {
     ensure!(
         free_huge_pages()? >= 640,
         "needs 640 free huge pages of 2 MiB"
@@ -184,7 +190,7 @@ pub fn hugetlb(binary: &Path) -> Result<u64> {
         "-machine",
         "memory-backend=ram0",
     ];
-    let mut driver = Driver::start(binary, &args, "")?;
+    let mut driver = Driver::start(binary, &args, options)?;
     for part in 0..4u64 {
         driver.touch_at(REGION + part * REGION_SIZE)?;
     }

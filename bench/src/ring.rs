@@ -101,14 +101,15 @@ impl Driver {
         Ok(())
     }
 
-    /// Negotiate nothing but free page reporting, if it is offered, and set up
+    /// Negotiate nothing but free page reporting and to tell the host, if they are
+    /// offered, and set up
     /// all queues.
     pub fn init(&mut self) -> Result<()> {
         self.avail_idx = [0; 4];
         for status in [0, 1, 3] {
             self.set(reg::STATUS, status)?;
         }
-        for (sel, features) in [(0, 1 << 5), (1, 1)] {
+        for (sel, features) in [(0, 1 << 5 | 1), (1, 1)] {
             self.set(reg::DRIVER_FEATURES_SEL, sel)?;
             self.set(reg::DRIVER_FEATURES, features)?;
         }
