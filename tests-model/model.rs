@@ -201,6 +201,8 @@ struct World<W> {
     /// IDs and requests, in the order in which the driver sent them
     available: RefCell<VecDeque<(usize, Rc<Request>)>>,
     next_id: Cell<usize>,
+    /// All of them
+    requests: RefCell<HashMap<usize, Rc<Request>>>,
     /// Requests with lower IDs are known to the device, or will be
     notified: Cell<usize>,
     returned: RefCell<BTreeSet<usize>>,
@@ -248,6 +250,7 @@ impl<W: Default> World<W> {
             inhibited: Cell::new(false),
             available: RefCell::default(),
             next_id: Cell::new(0),
+            requests: RefCell::default(),
             notified: Cell::new(0),
             returned: RefCell::default(),
             last_returned: Cell::new(None),
@@ -271,9 +274,9 @@ impl<W: Default> World<W> {
 
     fn add(&self, request: Request) {
         let id = self.next_id.replace(self.next_id.get() + 1);
-        self.available
-            .borrow_mut()
-            .push_back((id, Rc::new(request)));
+        let shared = Rc::new(request);
+        self.requests.borrow_mut().insert(id, shared.clone());
+        self.available.borrow_mut().push_back((id, shared));
     }
 
     fn forget(&self) {

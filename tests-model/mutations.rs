@@ -29,6 +29,7 @@
     ("not_tried_again", "engine.rs", "if blocked {\n            host.schedule_after(delay);", "if blocked {\n            let _ = delay;"),
     ("tried_again_at_once", "engine.rs", "if blocked {\n            host.schedule_after(delay);", "if blocked {\n            host.schedule_after(delay.min(1));"),
     ("waits_longer_and_longer", "engine.rs", "if blocked { 2 * delay } else { 0 }", "if blocked { 2 * delay } else { self.delay }"),
+    ("divided_element_taken_for_a_small_one", "page_work.rs", "self.divided = true;", ""),
     ("elements_mixed", "page_work.rs", "host.batch().min(host.capacity())", "host.capacity()"),
     ("returned_after_a_reset", "page_work.rs", "if !turn.is_current(host) {\n                return;\n            }\n            host.push", "host.push"),
     ("driver_not_notified", "page_work.rs", "host.notify();", ""),

@@ -145,7 +145,12 @@ impl PageSink for Sink<'_> {
 impl PageHost for Pages {
     type Sink<'a> = Sink<'a>;
 
-    fn sink(&self) -> Sink<'_> {
+    fn sink(&self, pfns: usize) -> Sink<'_> {
+        // No more than that, and all if it is not less
+        let all = self.0.log.in_flight.borrow();
+        let requests = self.0.requests.borrow();
+        let total: usize = all.iter().map(|id| requests[id].pfns.len()).sum();
+        assert!(pfns >= total, "the elements have more PFNs");
         Sink {
             device: self,
             added: Vec::new(),

@@ -57,6 +57,15 @@ pub enum Direction {
     Deflate,
 }
 
+/// How long it is remembered which parts of a host page are in the balloon
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remember {
+    /// While an element is worked on, which has so many PFNs, or more
+    Element { pfns: usize },
+    /// Until they leave the balloon
+    Always,
+}
+
 /// What [`GuestMemory::repopulate`] has achieved
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Repopulated {
@@ -282,8 +291,7 @@ pub struct DiscardBatch<'a> {
     direction: Direction,
     /// Discarding would do harm at the moment
     inhibited: bool,
-    /// Whether it is remembered over elements what was discarded
-    remember: bool,
+    remember: Remember,
     /// Owns a reference to the block
     section: Option<MemoryRegionSection>,
     /// To be discarded, or to be advised on
@@ -299,7 +307,7 @@ impl<'a> DiscardBatch<'a> {
         memory: &'a GuestMemory,
         direction: Direction,
         inhibited: bool,
-        remember: bool,
+        remember: Remember,
     ) -> Self {
         Self {
             memory,
@@ -371,21 +379,25 @@ impl<'a> DiscardBatch<'a> {
 
         match self.direction {
             Direction::Inflate => {
-                let discarded = self.remember && !self.inhibited;
+                let discarded = self.remember == Remember::Always && !self.inhibited;
+                let pages = block.page_size() / BALLOON_PAGE_SIZE;
                 let mut push = |offset, length| {
                     ranges.push(RAMBlockRange { offset, length });
                     budget.charge_range(length, cheap);
                     discarded
                 };
-                if block.page_size() > BALLOON_PAGE_SIZE {
-                    if !self.remember {
-                        warn_report_once!(
-                            "Balloon used with backing page size > 4kiB, this may not be reliable"
-                        );
-                    }
-                    self.memory.insert(&block, first, len, start, push);
-                } else {
+                if pages <= 1 {
                     push(first, len);
+                } else if let Remember::Element { pfns } = self.remember {
+                    warn_report_once!(
+                        "Balloon used with backing page size > 4kiB, this may not be reliable"
+                    );
+                    // There cannot be all of a host page in less.
+                    if pfns as u64 >= pages {
+                        self.memory.insert(&block, first, len, start, push);
+                    }
+                } else {
+                    self.memory.insert(&block, first, len, start, push);
                 }
             }
             Direction::Deflate => {

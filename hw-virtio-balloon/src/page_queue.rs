@@ -18,7 +18,7 @@ use virtio_balloon_core::{
 
 use crate::{
     deferred::{self, Deferred, PartHost, QueuePart, WorksInTurns},
-    guest_memory::{is_discard_inhibited, Direction, DiscardBatch},
+    guest_memory::{is_discard_inhibited, Direction, DiscardBatch, Remember},
     part::Context,
 };
 
@@ -71,12 +71,16 @@ impl PageHost for PartHost<'_, PageQueue> {
     where
         Self: 'a;
 
-    fn sink(&self) -> DiscardBatch<'_> {
+    fn sink(&self, pfns: usize) -> DiscardBatch<'_> {
         DiscardBatch::new(
             self.cx.memory(),
             self.part.direction,
             is_discard_inhibited(),
-            self.cx.completes_host_pages(),
+            if self.cx.completes_host_pages() {
+                Remember::Always
+            } else {
+                Remember::Element { pfns }
+            },
         )
     }
 

@@ -56,8 +56,8 @@ pub trait PageHost: Queue {
     where
         Self: 'a;
 
-    /// Begin to discard pages
-    fn sink(&self) -> Self::Sink<'_>;
+    /// Begin to discard pages of elements that have so many PFNs, or more
+    fn sink(&self, pfns: usize) -> Self::Sink<'_>;
 
     /// How many elements may be worked on together.  If what is known of large
     /// host pages is only good for a single element, that is one.
@@ -93,6 +93,8 @@ pub struct PageWork<E> {
     /// The last element, if there was no room for all of its PFNs, and the
     /// number of bytes of it that are in `runs`
     unfinished: Option<(E, usize)>,
+    /// An element was divided, so that `runs` only has a part of its PFNs
+    divided: bool,
     /// Disjoint, in ascending order
     runs: Runs,
     /// The next run to work on
@@ -107,6 +109,7 @@ impl<E> Default for PageWork<E> {
         Self {
             complete: Vec::new(),
             unfinished: None,
+            divided: false,
             runs: Runs::default(),
             next: 0,
             done: 0,
@@ -126,7 +129,10 @@ impl<E> PageWork<E> {
 
         budget.charge_pfns(self.runs.pfns() - before);
         match next {
-            Some(next) => self.unfinished = Some((elem, next)),
+            Some(next) => {
+                self.unfinished = Some((elem, next));
+                self.divided = true;
+            }
             None => self.complete.push(elem),
         }
     }
@@ -162,7 +168,12 @@ impl<E> PageWork<E> {
     /// Discard runs, as far as the budget allows.  Returns whether all are done,
     /// or `None` if the host does not have the memory to go on.
     fn discard<H: PageHost>(&mut self, host: &H, budget: &mut Budget) -> Option<bool> {
-        let mut sink = host.sink();
+        let pfns = if self.divided {
+            usize::MAX
+        } else {
+            self.runs.pfns()
+        };
+        let mut sink = host.sink(pfns);
         let before = (self.next, self.done, self.tally);
 
         while let Some(run) = self.runs.as_slice().get(self.next) {
@@ -207,6 +218,7 @@ impl<E> PageWork<E> {
             // A part of a large element
             return;
         }
+        self.divided = self.unfinished.is_some();
         host.completed(std::mem::take(&mut self.tally));
         host.ended();
         for elem in self.complete.drain(..) {
