@@ -184,8 +184,8 @@ static void test_on(const void *data)
 }
 
 /*
- * Both queues have elements: a page has to leave the balloon before it goes into
- * it.
+ * Both queues have elements: a page has to leave the balloon before it goes
+ * into it.
  */
 static void test_order(const void *data)
 {

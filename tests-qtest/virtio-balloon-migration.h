@@ -17,8 +17,8 @@ Balloon *balloon_migrate(Balloon *src, const char *options);
 
 /*
  * Stop the VM, and fail to continue it in another QEMU that is started with the
- * given options, which prints a message: a regular expression for a line.  The VM
- * stays where it is.
+ * given options, which prints a message: a regular expression for a line.  The
+ * VM stays where it is.
  */
 void balloon_migrate_fails(Balloon *src, const char *options,
                            const char *message);

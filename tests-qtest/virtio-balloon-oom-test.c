@@ -300,8 +300,8 @@ static void test_oom_hold_asked(const void *data)
 }
 
 /*
- * A target that the driver has not seen yet when the VM is migrated is not taken
- * for a hold.
+ * A target that the driver has not seen yet when the VM is migrated is not
+ * taken for a hold.
  */
 static void test_migrate_target(const void *data)
 {

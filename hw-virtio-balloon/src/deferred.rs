@@ -110,6 +110,11 @@ impl<W: Default> Deferred<W> {
         self.retry.delete();
     }
 
+    /// Whether the host could not do what was needed, and it is tried again
+    pub fn is_blocked(&self) -> bool {
+        self.engine.borrow().is_blocked()
+    }
+
     /// The timer has expired.
     pub fn retry(&self) {
         self.bh.schedule();

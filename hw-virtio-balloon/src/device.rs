@@ -157,7 +157,8 @@ impl VirtIOBalloon {
         let members = self.memory.counters().members(&State {
             pages_deflated_unasked: self.unasked(),
             partial_host_pages: self.memory.partial_host_pages(),
-            waiting_for_memory: self.memory.waits_for_memory(),
+            waiting_for_memory: self.deflate.waits_for_memory()
+                || self.repopulation.waits_for_memory(),
             oom_holds: self.oom_hold.count(),
             oom_hold_active: self.oom_hold.is_active(),
         });

@@ -89,8 +89,6 @@ pub struct GuestMemory {
     listener: MemoryListener,
     counters: BqlCell<Counters>,
     deflation: BqlCell<Deflation>,
-    /// The host has no memory for pages that leave the balloon.
-    waits: BqlCell<bool>,
 }
 
 impl GuestMemory {
@@ -101,7 +99,6 @@ impl GuestMemory {
         self.listener.unregister();
         self.host_pages.borrow_mut().clear();
         self.lost.borrow_mut().clear();
-        self.waits.set(false);
     }
 
     /// What the device has done so far
@@ -124,11 +121,6 @@ impl GuestMemory {
         result
     }
 
-    /// Whether the host has no memory for pages that leave the balloon
-    pub fn waits_for_memory(&self) -> bool {
-        self.waits.get()
-    }
-
     /// Host pages that are partly in the balloon
     pub fn partial_host_pages(&self) -> u64 {
         let host_pages = self.host_pages.borrow();
@@ -140,7 +132,6 @@ impl GuestMemory {
         let known = std::mem::take(&mut *self.host_pages.borrow_mut());
         let lost = known.into_iter().filter(|(_, p)| p.discarded() > 0);
         self.lost.borrow_mut().extend(lost);
-        self.waits.set(false);
     }
 
     /// What is known of parts of host pages is not good for other elements.
@@ -194,7 +185,6 @@ impl GuestMemory {
     /// memory for that.
     fn populate(&self, block: &RamBlock<'_>, range: &RAMBlockRange) -> bool {
         let Err(err) = block.populate(range.offset, range.length) else {
-            self.waits.set(false);
             return true;
         };
         if err.kind() == io::ErrorKind::InvalidInput {
@@ -204,7 +194,6 @@ impl GuestMemory {
             );
             return true;
         }
-        self.waits.set(true);
         self.count(|c| count(&mut c.populate_errors, 1));
         warn_report_once!(
             "virtio-balloon: the host has no memory for pages that leave the balloon ({}): the \

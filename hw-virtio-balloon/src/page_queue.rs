@@ -45,6 +45,11 @@ impl PageQueue {
         deferred::run(self, cx);
     }
 
+    /// Whether the driver waits for memory of the host
+    pub fn waits_for_memory(&self) -> bool {
+        self.deferred.is_blocked()
+    }
+
     /// There may be memory now for pages that leave the balloon.
     pub fn retry(&self) {
         self.deferred.retry();

@@ -21,8 +21,17 @@ use crate::{guest_memory::Repopulated, part::Context};
 pub struct Repopulation {
     /// Runs the next turn
     bh: BottomHalf,
+    state: BqlCell<State>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Done,
     /// The VM is stopped until it is done.
-    stopped: BqlCell<bool>,
+    Stopped,
+    /// The VM is stopped until the user continues it, as the host has no memory.
+    NoMemory,
 }
 
 impl Repopulation {
@@ -35,20 +44,23 @@ impl Repopulation {
             return;
         }
         let mut budget = Budget::TURN;
+        let before = self.state.get();
         match cx.memory().repopulate(&mut budget) {
             Repopulated::All => {
-                if self.stopped.replace(false) {
+                self.state.set(State::Done);
+                if before == State::Stopped {
                     vm_start_if_paused();
                 }
             }
             Repopulated::Some => {
-                if cx.vm_running() && !self.stopped.replace(true) {
+                if cx.vm_running() && before != State::Stopped {
+                    self.state.set(State::Stopped);
                     request_vm_stop();
                 }
                 self.bh.schedule();
             }
             Repopulated::NoMemory => {
-                self.stopped.set(false);
+                self.state.set(State::NoMemory);
                 if cx.vm_running() {
                     request_vm_stop();
                 }
@@ -59,6 +71,11 @@ impl Repopulation {
                 );
             }
         }
+    }
+
+    /// Whether the VM is stopped because the host has no memory
+    pub fn waits_for_memory(&self) -> bool {
+        self.state.get() == State::NoMemory
     }
 
     /// The device is unrealized.

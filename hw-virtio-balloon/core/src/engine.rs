@@ -170,6 +170,11 @@ impl<W: Default> Engine<W> {
         Turn { epoch: self.epoch }
     }
 
+    /// Whether the last turn ended because the host could not do what was needed
+    pub const fn is_blocked(&self) -> bool {
+        self.delay > 0
+    }
+
     /// Begin a turn, unless there is one.
     fn begin(&mut self) -> Option<(Turn, W)> {
         if let State::Active { again } = &mut self.state {
