@@ -122,6 +122,19 @@ class BalloonLinuxTest(BalloonGuestTest):
         return {key: int(value) * 1024 for key, value in
                 re.findall(r'^(\S+):\s+(\d+) kB$', out, re.MULTILINE)}
 
+    def fall_asleep(self):
+        '''
+        Suspend the guest to RAM.  It prints "is awake" and the exit code when
+        it has woken up.
+        '''
+        self.vm.get_qmp_events()
+        self.vm.console_socket.sendall(
+            b'echo mem > /sys/power/state; echo "is ""awake" $?\n')
+        self.assertIsNotNone(self.vm.event_wait('SUSPEND',
+                                                timeout=self.timeout))
+        self.wait_for(lambda: self.vm.cmd('query-status')['status']
+                      == 'suspended', 'the guest to sleep')
+
     def set_polling(self, interval):
         '''Set the interval at which the device asks for statistics.'''
         self.vm.cmd('qom-set', path=self.BALLOON,

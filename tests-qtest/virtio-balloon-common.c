@@ -322,33 +322,33 @@ void assert_broken(Balloon *b)
     }
 }
 
+/* Where PCI devices have their configuration space in the BAR */
+static uint64_t pci_config(Balloon *b, uint64_t offset)
+{
+    return offset + (b->offered & BIT64(VIRTIO_F_VERSION_1) ?
+                     b->pci->device_cfg_offset : VIRTIO_PCI_CONFIG_OFF(false));
+}
+
+static uint64_t mmio_config(Balloon *b, uint64_t offset)
+{
+    return b->mmio.addr + QVIRTIO_MMIO_DEVICE_SPECIFIC + offset;
+}
+
 void config_writel(Balloon *b, uint64_t offset, uint32_t value)
 {
-    if (!b->t->pci) {
-        qtest_writel(b->qts,
-                     b->mmio.addr + QVIRTIO_MMIO_DEVICE_SPECIFIC + offset,
-                     value);
-    } else if (b->offered & BIT64(VIRTIO_F_VERSION_1)) {
-        qpci_io_writel(b->pci->pdev, b->pci->bar,
-                       b->pci->device_cfg_offset + offset, value);
+    if (b->t->pci) {
+        qpci_io_writel(b->pci->pdev, b->pci->bar, pci_config(b, offset), value);
     } else {
-        qpci_io_writel(b->pci->pdev, b->pci->bar,
-                       VIRTIO_PCI_CONFIG_OFF(false) + offset, value);
+        qtest_writel(b->qts, mmio_config(b, offset), value);
     }
 }
 
 void config_writeb(Balloon *b, uint64_t offset, uint8_t value)
 {
-    if (!b->t->pci) {
-        qtest_writeb(b->qts,
-                     b->mmio.addr + QVIRTIO_MMIO_DEVICE_SPECIFIC + offset,
-                     value);
-    } else if (b->offered & BIT64(VIRTIO_F_VERSION_1)) {
-        qpci_io_writeb(b->pci->pdev, b->pci->bar,
-                       b->pci->device_cfg_offset + offset, value);
+    if (b->t->pci) {
+        qpci_io_writeb(b->pci->pdev, b->pci->bar, pci_config(b, offset), value);
     } else {
-        qpci_io_writeb(b->pci->pdev, b->pci->bar,
-                       VIRTIO_PCI_CONFIG_OFF(false) + offset, value);
+        qtest_writeb(b->qts, mmio_config(b, offset), value);
     }
 }
 

@@ -430,6 +430,11 @@ impl<'a> DiscardBatch<'a> {
     }
 
     fn populate(&mut self, block: &RamBlock<'_>) {
+        // Then all of the memory is there: it is pinned, or was touched before a
+        // background snapshot, which would have to be waited for.
+        if self.inhibited {
+            return;
+        }
         for range in &self.lost {
             if !self.memory.populate(block, range) {
                 self.failed = true;

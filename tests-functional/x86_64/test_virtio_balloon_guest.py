@@ -314,13 +314,7 @@ class VirtioBalloonStats(BalloonLinuxTest):
 
     def sleep_and_wake(self, stats):
         '''Suspend the guest to RAM, and wake it up.'''
-        self.vm.get_qmp_events()
-        self.vm.console_socket.sendall(
-            b'echo mem > /sys/power/state; echo "is ""awake" $?\n')
-        self.assertIsNotNone(self.vm.event_wait('SUSPEND',
-                                                timeout=self.timeout))
-        self.wait_for(lambda: self.vm.cmd('query-status')['status']
-                      == 'suspended', 'the guest to sleep')
+        self.fall_asleep()
         asleep = self.host_stats()
         self.assertEqual(set(asleep[0]), stats)
         self.assertNotEqual(asleep[1], 0)

@@ -207,13 +207,7 @@ class VirtioBalloonAlarms(BalloonLinuxTest):
 
     def suspend(self):
         '''Suspend the guest to RAM, and wake it up.'''
-        self.vm.get_qmp_events()
-        self.vm.console_socket.sendall(
-            b'echo mem > /sys/power/state; echo "is ""awake" $?\n')
-        self.assertIsNotNone(self.vm.event_wait('SUSPEND',
-                                                timeout=self.timeout))
-        self.wait_for(lambda: self.vm.cmd('query-status')['status']
-                      == 'suspended', 'the guest to sleep')
+        self.fall_asleep()
         self.vm.cmd('system_wakeup')
         self.wait_console(rb'is awake 0\r?\n')
 
