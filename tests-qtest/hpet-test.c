@@ -7,13 +7,23 @@
 #include "qemu/osdep.h"
 #include "libqtest.h"
 
-#define HPET_BASE       0xfed00000
+#define HPET_BASE       0xfed00000ULL
 #define HPET_CFG        0x10
+#define HPET_CFG_ENABLE 0x1
 #define HPET_CFG_LEGACY 0x2
+#define HPET_T0_CFG     0x100
+#define HPET_T0_CMP     0x108
+#define HPET_T0_ROUTE   0x110
+
+#define HPET_TN_LEVEL   0x2
+#define HPET_TN_ENABLE  0x4
+#define HPET_TN_FSB     0x4000
 
 #define PIT_COUNTER_0   0x40
 #define PIT_CONTROL     0x43
 #define PIT_IRQ         0
+
+#define RAM             0x100000ULL
 
 static void set_hpet_config(QTestState *qts, uint32_t value)
 {
@@ -68,11 +78,63 @@ static void legacy_replacement(void)
     qtest_quit(qts);
 }
 
+/* The message of a timer turns the HPET off. */
+static void message_to_itself(const void *data)
+{
+    uint32_t type = GPOINTER_TO_UINT(data);
+    QTestState *qts = qtest_init("-machine pc,hpet=on");
+
+    qtest_writeq(qts, HPET_BASE + HPET_T0_ROUTE,
+                 (HPET_BASE + HPET_CFG) << 32 | 0);
+    qtest_writel(qts, HPET_BASE + HPET_T0_CFG,
+                 HPET_TN_FSB | HPET_TN_ENABLE | type);
+    qtest_writeq(qts, HPET_BASE + HPET_T0_CMP, 1000);
+    set_hpet_config(qts, HPET_CFG_ENABLE);
+    qtest_clock_step(qts, 100000000);
+    g_assert_cmphex(qtest_readl(qts, HPET_BASE + HPET_CFG), ==, 0);
+
+    /* It can do so again. */
+    qtest_writeq(qts, HPET_BASE + HPET_T0_CMP, 20000000);
+    set_hpet_config(qts, HPET_CFG_ENABLE);
+    qtest_clock_step(qts, 1000000000);
+    g_assert_cmphex(qtest_readl(qts, HPET_BASE + HPET_CFG), ==, 0);
+    qtest_quit(qts);
+}
+
+/* A message that is sent by a reset does not change what was reset. */
+static void message_at_reset(void)
+{
+    QTestState *qts = qtest_init("-machine pc,hpet=on");
+
+    qtest_writeq(qts, HPET_BASE + HPET_T0_ROUTE, RAM << 32 | 0x12345678);
+    qtest_writel(qts, HPET_BASE + HPET_T0_CFG,
+                 HPET_TN_FSB | HPET_TN_ENABLE | HPET_TN_LEVEL);
+    qtest_writeq(qts, HPET_BASE + HPET_T0_CMP, 1000);
+    set_hpet_config(qts, HPET_CFG_ENABLE);
+    qtest_clock_step(qts, 100000000);
+    g_assert_cmphex(qtest_readl(qts, RAM), ==, 0x12345678);
+
+    /* It is sent again, as the interrupt was not acknowledged. */
+    qtest_writeq(qts, HPET_BASE + HPET_T0_ROUTE,
+                 (HPET_BASE + HPET_CFG) << 32 | HPET_CFG_LEGACY);
+    qtest_system_reset(qts);
+    g_assert_cmphex(qtest_readl(qts, HPET_BASE + HPET_CFG), ==, 0);
+    g_assert_cmphex(qtest_readl(qts, HPET_BASE + HPET_T0_CFG) &
+                    (HPET_TN_FSB | HPET_TN_ENABLE | HPET_TN_LEVEL), ==, 0);
+    qtest_quit(qts);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
     if (qtest_has_machine("pc")) {
         qtest_add_func("hpet/legacy-replacement", legacy_replacement);
+        qtest_add_data_func("hpet/message/edge", GUINT_TO_POINTER(0),
+                            message_to_itself);
+        qtest_add_data_func("hpet/message/level",
+                            GUINT_TO_POINTER(HPET_TN_LEVEL),
+                            message_to_itself);
+        qtest_add_func("hpet/message/reset", message_at_reset);
     }
     return g_test_run();
 }

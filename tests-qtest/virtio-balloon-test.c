@@ -65,6 +65,14 @@ static void test_hint_without_iothread(void)
     qdict_put_bool(args, "free-page-hint", true);
     assert_device_add_error(qts, args,
                             "'free-page-hint' requires 'iothread' to be set");
+    /* Nothing is left of it, and another one can take its place. */
+    assert_no_balloon(qts);
+    args = device_args();
+    qdict_put_bool(args, "free-page-hint", true);
+    qdict_put_str(args, "iothread", "io0");
+    qtest_qmp_assert_success(qts, "{ 'execute': 'device_add',"
+                             " 'arguments': %p }", args);
+    qtest_qmp_assert_success(qts, "{ 'execute': 'query-balloon' }");
     qtest_quit(qts);
 }
 
@@ -76,6 +84,23 @@ static void test_only_one(void)
                             "Only one balloon device is supported");
     /* The first one still works */
     qtest_qmp_assert_success(qts, "{ 'execute': 'query-balloon' }");
+    qtest_quit(qts);
+}
+
+/* The timer of a device that was not realized goes away with it. */
+static void test_stats_timer(void)
+{
+    QTestState *qts = boot_proxy("");
+
+    /* The place of one device that is freed can be that of the next one. */
+    for (int i = 0; i < 10; i++) {
+        QDict *args = device_args();
+
+        qdict_put_int(args, "guest-stats-polling-interval", 1);
+        assert_device_add_error(qts, args,
+                                "Only one balloon device is supported");
+        qtest_clock_step(qts, 3 * SECOND);
+    }
     qtest_quit(qts);
 }
 
@@ -225,6 +250,7 @@ int main(int argc, char **argv)
         qtest_add_func("virtio-balloon/hint-without-iothread",
                        test_hint_without_iothread);
         qtest_add_func("virtio-balloon/only-one", test_only_one);
+        qtest_add_func("virtio-balloon/stats-timer", test_stats_timer);
         qtest_add_func("virtio-balloon/bad-properties", test_bad_properties);
         qtest_add_func("virtio-balloon/realized-properties",
                        test_realized_properties);

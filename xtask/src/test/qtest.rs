@@ -42,7 +42,7 @@ pub fn balloon_tests(device: Device, target: Target) -> Vec<&'static str> {
 /// any for the target
 const QTESTS: &[&str] = &[
     "hpet-test",
-    "virtio-packed-test",
+    "virtio-ring-test",
     "qos-test",
     "device-introspect-test",
     "qom-test",
