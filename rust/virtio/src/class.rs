@@ -16,25 +16,10 @@ use migration::{
     prelude::*,
     vmstate_fields_ref,
 };
-use qom::prelude::*;
-use system::main_loop_schedule_oneshot;
+use qom::{prelude::*, Hold};
 use util::{Error, Result};
 
-use crate::{
-    bindings,
-    device::{is_plugged, VirtIODevice},
-    generation,
-    queue::VirtQueue,
-};
-
-/// Drop a reference that has kept the device from being freed during a
-/// callback.  If it was unplugged meanwhile, this can be the last reference;
-/// but C code uses the device even after the callback has returned.
-fn release_after_callback(reference: Owned<VirtIODevice>) {
-    if !is_plugged(&reference) {
-        main_loop_schedule_oneshot(move || drop(reference));
-    }
-}
+use crate::{bindings, device::VirtIODevice, generation, queue::VirtQueue};
 
 /// Passed to [`VirtioDeviceImpl::REALIZE`]; lets the device add its queues,
 /// which is only possible at that time.
@@ -72,12 +57,12 @@ impl<T: VirtioDeviceImpl> VirtioRealize<'_, T> {
             // function returns, because of the reference.
             unsafe {
                 let vdev = VirtIODevice::from_raw(vdev);
-                let reference = vdev.to_owned_ref();
-                F::call((
-                    state.as_ref(),
-                    VirtQueue::new(vdev, NonNull::new(vq).unwrap()),
-                ));
-                release_after_callback(reference);
+                if let Some(_hold) = Hold::new(vdev) {
+                    F::call((
+                        state.as_ref(),
+                        VirtQueue::new(vdev, NonNull::new(vq).unwrap()),
+                    ));
+                }
             }
         }
 

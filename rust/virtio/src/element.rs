@@ -11,7 +11,7 @@ use std::{
 
 use glib_sys::g_free;
 use qom::prelude::*;
-use system::prelude::*;
+use system::{bindings::address_space_memory, prelude::*};
 
 use crate::{
     bindings,
@@ -220,6 +220,19 @@ impl VirtQueueElement {
     }
 }
 
+impl VirtQueueElement {
+    /// Whether the address space in which the buffers were mapped may not exist
+    /// any more.  That of a PCI device ends when it is unplugged; with
+    /// `iommu_platform=on`, it is the one that the device uses.
+    fn is_address_space_gone(&self) -> bool {
+        // SAFETY: a field of a valid object, which does not change after the
+        // device was plugged.  The pointers are only compared.
+        let dma_as = unsafe { (*self.vdev.upcast::<VirtIODevice>().as_mut_ptr()).dma_as };
+        generation::current(self.vq).is_none()
+            && !ptr::eq(dma_as, ptr::addr_of!(address_space_memory))
+    }
+}
+
 impl Drop for VirtQueueElement {
     fn drop(&mut self) {
         let is_current = self.is_current();
@@ -228,13 +241,16 @@ impl Drop for VirtQueueElement {
         // as that would have consumed it.  The function subtracts `ndescs` from
         // the number of descriptors in flight; the queue does not count those
         // of the element any more if it was reset or removed since then.  Apart
-        // from that, it only releases the mappings.  The memory of the queue
-        // and the address space exist as long as the device does.
+        // from that, it only releases the mappings, for which there has to be
+        // the address space: if there is none, they are leaked.  The memory of
+        // the queue exists as long as the device does.
         unsafe {
             if !is_current {
                 (*elem).ndescs = 0;
             }
-            bindings::virtqueue_detach_element(self.vq.as_ptr(), elem, 0);
+            if !self.is_address_space_gone() {
+                bindings::virtqueue_detach_element(self.vq.as_ptr(), elem, 0);
+            }
             g_free(elem.cast::<c_void>());
         }
     }
@@ -257,7 +273,7 @@ mod tests {
     use std::{
         cell::RefCell,
         mem::{size_of, zeroed, MaybeUninit},
-        ptr::{addr_of_mut, null_mut},
+        ptr::{addr_of, addr_of_mut, null_mut},
     };
 
     use super::*;
@@ -281,7 +297,12 @@ mod tests {
         CALLS.with_borrow_mut(|calls| calls.push((name, ndescs, len)));
     }
 
-    // The functions of virtio.c, which is not linked into the tests.
+    // What virtio.c and others have, which are not linked into the tests.
+
+    /// Stands for the address space; nothing but the address is used.
+    #[no_mangle]
+    #[allow(non_upper_case_globals)]
+    static address_space_memory: u64 = 0;
 
     #[no_mangle]
     unsafe extern "C" fn virtqueue_push(
@@ -349,6 +370,7 @@ mod tests {
                 let vdev = Box::leak(Box::new(zeroed::<bindings::VirtIODevice>()));
                 vdev.parent_obj.parent_obj.ref_ = 1;
                 vdev.parent_obj.parent_obj.free = Some(free);
+                vdev.dma_as = addr_of!(super::address_space_memory).cast_mut();
                 let vq = NonNull::from(Box::leak(Box::new(0u8))).cast();
                 generation::renew(vq);
                 Self {
@@ -433,6 +455,22 @@ mod tests {
         assert!(vq.pop().is_none());
         assert!(!vq.rewind(1));
         vq.notify();
+    }
+
+    /// The mappings are leaked if there may be no address space.
+    #[test]
+    fn test_without_address_space() {
+        let queue = Queue::new();
+        let elem = queue.pop();
+        // SAFETY: the test has only one thread that uses the device, and nobody
+        // follows the pointer
+        unsafe { (*queue.vdev.as_mut_ptr()).dma_as = NonNull::dangling().as_ptr() };
+        drop(queue.pop());
+        assert_eq!(calls(), [("detach", 3, 0)]);
+        generation::remove(queue.vq);
+        drop(elem);
+        assert!(calls().is_empty());
+        assert_eq!(queue.references(), 1);
     }
 
     // There is no reference to the element, some fields of which are not valid.
