@@ -75,6 +75,9 @@ impl Drop for Element {
     }
 }
 
+/// After so many hints, the I/O thread has to be asked again.
+const HINTS: usize = 2;
+
 /// What the I/O thread is asked to do.  It does one thing at a time.
 #[derive(Default)]
 struct Requests {
@@ -110,7 +113,7 @@ impl Io {
                 return;
             }
             drop(requests);
-            exchange.process_all();
+            exchange.process(HINTS);
             self.change(|r| r.done += 1);
         }
     }
@@ -170,12 +173,19 @@ impl MainLoop {
         }
     }
 
+    /// Wait until the I/O thread has done everything.
     fn wait_for_io(&self) {
-        self.io.wait(|r| r.done == r.made);
+        loop {
+            self.io.wait(|r| r.done == r.made);
+            if !self.exchange.go_on() {
+                break;
+            }
+            self.io.change(|r| r.made += 1);
+        }
     }
 
     fn take_processed(&mut self) {
-        let processed = self.exchange.take_processed();
+        let processed = std::iter::from_fn(|| self.exchange.next_processed());
         self.returned.extend(processed);
     }
 

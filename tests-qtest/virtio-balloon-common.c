@@ -441,7 +441,7 @@ uint32_t submit(Balloon *b, int q, uint64_t addr, uint32_t len, bool write)
     return submit_element(b, q, &(Buffer){ addr, len, write }, 1);
 }
 
-void send_batch(Balloon *b, int q, const uint32_t *heads, int n)
+void make_available(Balloon *b, int q, const uint32_t *heads, int n)
 {
     QVirtQueue *vq = b->vq[q];
     uint16_t idx = qtest_readw(b->qts, vq->avail + 2);
@@ -453,6 +453,11 @@ void send_batch(Balloon *b, int q, const uint32_t *heads, int n)
     }
     qvirtqueue_set_avail_idx(b->qts, b->dev, vq, idx + n - 1);
     qvirtqueue_kick(b->qts, b->dev, vq, heads[n - 1]);
+}
+
+void send_batch(Balloon *b, int q, const uint32_t *heads, int n)
+{
+    make_available(b, q, heads, n);
     for (int i = 0; i < n; i++) {
         wait_used(b, q, heads[i]);
     }

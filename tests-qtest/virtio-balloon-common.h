@@ -198,10 +198,10 @@ uint32_t submit_element(Balloon *b, int q, const Buffer *buffers, int n);
 /* The same with only one buffer */
 uint32_t submit(Balloon *b, int q, uint64_t addr, uint32_t len, bool write);
 
-/*
- * Make elements available that were added already, with only one notification,
- * and wait until they return in order.
- */
+/* Make elements available that were added, with only one notification. */
+void make_available(Balloon *b, int q, const uint32_t *heads, int n);
+
+/* The same, and wait until they return in order */
 void send_batch(Balloon *b, int q, const uint32_t *heads, int n);
 
 /* Write data to memory of the guest that is not used for anything else. */

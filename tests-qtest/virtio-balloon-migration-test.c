@@ -94,18 +94,54 @@ static void test_hinting_stop_cont(const void *data)
     balloon_quit(b);
 }
 
+/* Elements of the largest size, more than the device takes at a time */
+static void test_hinting_many(const void *data)
+{
+    enum { ELEMENTS = 64, BUFFERS = 1024, LIMIT = 17 };
+    Balloon *b = balloon_start_hinting(data);
+    uint64_t mem = alloc_pages(b, 1);
+    QVRingIndirectDesc *indirect =
+        qvring_indirect_desc_setup(b->qts, b->dev, b->alloc, BUFFERS);
+    uint32_t heads[ELEMENTS];
+    int used = 0;
+
+    for (int i = 0; i < BUFFERS; i++) {
+        qvring_indirect_desc_add(b->dev, b->qts, indirect, mem, PAGE, true);
+    }
+    for (int i = 0; i < ELEMENTS; i++) {
+        indirect->index = BUFFERS;
+        heads[i] = qvirtqueue_add_indirect(b->qts, b->vq[b->hint_vq], indirect);
+    }
+
+    /* They are returned whenever the VM runs, in order. */
+    hint_until(b, HINT_START);
+    make_available(b, b->hint_vq, heads, ELEMENTS);
+    while (used < ELEMENTS) {
+        uint32_t idx;
+
+        g_assert_cmpint(queue_status(b, b->hint_vq, "inuse"), <=, LIMIT);
+        if (qvirtqueue_get_buf(b->qts, b->vq[b->hint_vq], &idx, NULL)) {
+            g_assert_cmpint(idx, ==, heads[used++]);
+        } else {
+            stop_vm(b);
+            g_assert_cmpint(queue_status(b, b->hint_vq, "inuse"), ==, 0);
+            continue_vm(b);
+        }
+    }
+    cancel_hinting(b);
+    g_free(indirect);
+    balloon_quit(b);
+}
+
 static void test_hinting_unplug(const void *data)
 {
     for (HintState state = 0; state < HINT_STATES; state++) {
-        Balloon *b;
+        for (int in_flight = 0; in_flight < 2; in_flight++) {
+            Balloon *b = balloon_start_hinting(data);
 
-        /* The I/O thread of the C device is never idle then. */
-        if (state == HINT_START) {
-            continue;
+            check_hinting_unplug(b, state, in_flight);
+            balloon_quit(b);
         }
-        b = balloon_start_hinting(data);
-        check_hinting_unplug(b, state, false);
-        balloon_quit(b);
     }
 }
 
@@ -296,6 +332,7 @@ static const TransportTest tests[] = {
     { "hinting/migrate", test_hinting },
     { "hinting/reset", test_hinting_reset },
     { "hinting/stop-cont", test_hinting_stop_cont },
+    { "hinting/many", test_hinting_many },
     { "hinting/unplug", test_hinting_unplug, .pc_only = true },
     { "hinting/bad-command", test_hinting_bad_command },
     { "hinting/withdraw", test_hinting_withdraw },

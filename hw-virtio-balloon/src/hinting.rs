@@ -30,6 +30,14 @@ use crate::{
     part::{Context, Part},
 };
 
+/// How many buffers the device takes at the same time.  Whoever resets the
+/// device or stops the VM waits until they are released, which takes about
+/// 40 ns each.  The element that exceeds the limit is still taken.
+const MAX_BUFFERS: usize = 16 * 1024;
+
+/// After how many hints the main loop returns elements
+const HINTS: usize = 1024;
+
 /// The part of the device for hints
 #[derive(Default)]
 pub struct FreePageHinting {
@@ -37,10 +45,13 @@ pub struct FreePageHinting {
     /// Set while the device is realized, and offers the feature
     iothread: BqlRefCell<Option<Owned<IOThread>>>,
     deferred: Deferred<HintWork>,
+    /// How many buffers the elements in `shared` have
+    buffers: BqlCell<usize>,
     notifier: PrecopyNotifier,
 }
 
-/// Elements are passed on as soon as they are popped, so there are none.
+/// Elements are passed on as soon as they are popped, and returned as soon as
+/// they come back, so there are none.
 #[derive(Default)]
 pub struct HintWork;
 
@@ -66,12 +77,39 @@ impl Work<PartHost<'_, FreePageHinting>> for HintWork {
     ) -> Progress {
         // Nothing may be returned to the driver while the VM is stopped, which
         // is checked before the turn begins.
+        let part = host.part;
+        let mut returned = false;
+        while budget.buffers > 0 {
+            let Some(processed) = part.shared.exchange.next_processed() else {
+                break;
+            };
+            budget.charge_element(host.buffers(&processed.elem.0));
+            part.give_back(host, processed);
+            // Each of them can cause a reset
+            if !turn.is_current(host) {
+                return Progress::Idle;
+            }
+            returned = true;
+        }
+        if returned {
+            host.notify();
+            return Progress::More;
+        }
+
+        if part.buffers.get() >= MAX_BUFFERS {
+            // return_processed() will come back to it
+            return Progress::Idle;
+        }
         let Some(elem) = host.pop() else {
             return Progress::Idle;
         };
-        budget.charge_element(host.buffers(&elem));
-        if turn.is_current(host) && host.part.shared.exchange.add(Element(elem)) {
-            host.part.schedule_worker(host.cx);
+        let buffers = host.buffers(&elem);
+        budget.charge_element(buffers);
+        if turn.is_current(host) {
+            part.buffers.set(part.buffers.get() + buffers);
+            if part.shared.exchange.add(Element(elem)) {
+                part.schedule_worker(host.cx);
+            }
         }
         Progress::More
     }
@@ -105,18 +143,41 @@ impl FreePageHinting {
             let shared = Arc::<Shared>::clone(&self.shared);
             let processed = cx.hints_processed();
             iothread.schedule_oneshot(move || {
-                shared.exchange.process_all();
+                shared.exchange.process(HINTS);
                 processed();
             });
         }
     }
 
-    /// Return the elements that the I/O thread is done with.
+    /// The I/O thread is done with elements.
     pub fn return_processed(&self, cx: &dyn Context) {
-        self.return_elements(cx, self.shared.exchange.take_processed());
+        if self.shared.exchange.go_on() {
+            self.schedule_worker(cx);
+        }
+        // If the VM was stopped meanwhile, they were returned then.
+        if cx.vm_running() {
+            deferred::run(self, cx);
+        }
     }
 
-    fn return_elements(&self, cx: &dyn Context, elements: Vec<Processed>) {
+    /// Return an element to the driver.
+    fn give_back(&self, host: &PartHost<'_, Self>, processed: Processed) {
+        let Processed { elem, bad_command } = processed;
+        let left = self.buffers.get().saturating_sub(host.buffers(&elem.0));
+        self.buffers.set(left);
+        if bad_command {
+            host.cx.error("received an incorrect cmd id");
+        }
+        host.push(elem.0);
+    }
+
+    /// The VM is stopped: return all elements.
+    fn finish(&self, cx: &dyn Context) {
+        if self.buffers.get() >= MAX_BUFFERS {
+            // There may be more in the queue
+            self.deferred.expect();
+        }
+        let elements = self.shared.exchange.finish_all();
         let Some(host) = PartHost::new(self, cx) else {
             return;
         };
@@ -124,19 +185,23 @@ impl FreePageHinting {
             return;
         }
         let life = host.engine(|engine| engine.life());
-        for Processed { elem, bad_command } in elements {
+        for processed in elements {
             // Each of them can cause a reset
             if !life.is_current(&host) {
                 return;
             }
-            if bad_command {
-                cx.error("received an incorrect cmd id");
-            }
-            host.push(elem.0);
+            self.give_back(&host, processed);
         }
         if life.is_current(&host) {
             host.notify();
         }
+    }
+
+    /// The queue is reset: drop all elements.
+    fn drop_all(&self) {
+        self.deferred.reset();
+        self.shared.exchange.drop_all();
+        self.buffers.set(0);
     }
 
     /// Change the state, and tell the driver if `change` returns that it has to
@@ -191,15 +256,14 @@ impl Part for FreePageHinting {
     fn unrealize(&self, _cx: &dyn Context) {
         self.notifier.unregister();
         self.shared.exchange.update(Hinting::stop);
-        self.shared.exchange.drop_all();
+        self.drop_all();
         self.deferred.unrealize();
         let iothread = self.iothread.borrow_mut().take();
         drop(iothread);
     }
 
     fn reset(&self, cx: &dyn Context) {
-        self.deferred.reset();
-        self.shared.exchange.drop_all();
+        self.drop_all();
         if cx.has_feature(VIRTIO_BALLOON_F_FREE_PAGE_HINT) {
             self.update(cx, Hinting::stop);
         } else {
@@ -209,14 +273,13 @@ impl Part for FreePageHinting {
 
     fn queue_reset(&self, _cx: &dyn Context, queue: u32) {
         if self.deferred.is_for(queue) {
-            self.deferred.reset();
-            self.shared.exchange.drop_all();
+            self.drop_all();
         }
     }
 
     fn vm_state_change(&self, cx: &dyn Context, running: bool) {
         if !running {
-            self.return_elements(cx, self.shared.exchange.finish_all());
+            self.finish(cx);
         }
         deferred::vm_state_change(self, cx, running);
     }

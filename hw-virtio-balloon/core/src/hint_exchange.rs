@@ -2,9 +2,9 @@
 
 //! How elements with hints get from the main loop to the I/O thread, and back
 //!
-//! The main loop [adds](HintExchange::add) elements, and [takes](HintExchange::take_processed)
-//! them when the I/O thread has [processed](HintExchange::process_all) them.
-//! Everything but `process_all()` is called by one thread at a time: with the
+//! The main loop [adds](HintExchange::add) elements, and [takes](HintExchange::next_processed)
+//! them when the I/O thread has [processed](HintExchange::process) them.
+//! Everything but `process()` is called by one thread at a time: with the
 //! big QEMU lock taken.
 //!
 //! There is one lock, which is only held for moments; in particular not while a
@@ -70,7 +70,7 @@ struct Inner<E> {
     /// To be processed by the I/O thread
     pending: VecDeque<E>,
     /// To be returned by the main loop
-    done: Vec<Processed<E>>,
+    done: VecDeque<Processed<E>>,
     /// The I/O thread has been asked to look at `pending`
     scheduled: bool,
     /// How many elements the I/O thread has taken from `pending`
@@ -87,7 +87,7 @@ impl<E> Default for HintExchange<E> {
             inner: Mutex::new(Inner {
                 state: Hinting::default(),
                 pending: VecDeque::new(),
-                done: Vec::new(),
+                done: VecDeque::new(),
                 scheduled: false,
                 taken: 0,
                 finished: 0,
@@ -138,22 +138,32 @@ impl<E: HintElement> HintExchange<E> {
     }
 
     /// Add an element for the I/O thread.  Returns whether that has to be asked
-    /// to [`process_all`](Self::process_all).
+    /// to [`process`](Self::process).
     pub fn add(&self, elem: E) -> bool {
         let mut inner = self.lock();
         inner.pending.push_back(elem);
         !std::mem::replace(&mut inner.scheduled, true)
     }
 
-    /// Process all elements that are pending.  To be called in the I/O thread.
-    pub fn process_all(&self) {
-        while let Some(elem) = self.next() {
+    /// Whether the I/O thread has to be asked again, because it has returned from
+    /// [`process`](Self::process) before everything was done
+    pub fn go_on(&self) -> bool {
+        let mut inner = self.lock();
+        !inner.pending.is_empty() && !std::mem::replace(&mut inner.scheduled, true)
+    }
+
+    /// Process elements that are pending, at most until `hints` hints were passed
+    /// on.  To be called in the I/O thread.
+    pub fn process(&self, hints: usize) {
+        let mut left = hints;
+        while let Some(elem) = self.next(left) {
             let command = elem.command();
             self.lock().state.apply(command);
             let mut index = 0;
             while command != Command::Bad && self.may_hint() && elem.hint(index) {
                 index += 1;
             }
+            left = left.saturating_sub(index);
             self.finish(Processed {
                 elem,
                 bad_command: command == Command::Bad,
@@ -161,9 +171,9 @@ impl<E: HintElement> HintExchange<E> {
         }
     }
 
-    fn next(&self) -> Option<E> {
+    fn next(&self, left: usize) -> Option<E> {
         let mut inner = self.lock();
-        let elem = inner.pending.pop_front();
+        let elem = (left > 0).then(|| inner.pending.pop_front()).flatten();
         if elem.is_some() {
             inner.taken += 1;
         } else {
@@ -179,22 +189,22 @@ impl<E: HintElement> HintExchange<E> {
 
     fn finish(&self, processed: Processed<E>) {
         let mut inner = self.lock();
-        inner.done.push(processed);
+        inner.done.push_back(processed);
         inner.finished += 1;
         drop(inner);
         self.finished.notify_all();
     }
 
-    /// Take the elements that the I/O thread is done with.
-    pub fn take_processed(&self) -> Vec<Processed<E>> {
-        take(&mut self.lock().done)
+    /// Take the first of the elements that the I/O thread is done with.
+    pub fn next_processed(&self) -> Option<Processed<E>> {
+        self.lock().done.pop_front()
     }
 
     /// Take all elements from the I/O thread: those that it is done with, and
     /// those that it did not begin with.
     // The lint does not see that wait() consumes the guard.
     #[allow(clippy::significant_drop_tightening)]
-    fn take_all(&self) -> (Vec<Processed<E>>, VecDeque<E>) {
+    fn take_all(&self) -> (VecDeque<Processed<E>>, VecDeque<E>) {
         let mut inner = self.lock();
         // It must not begin with another one
         let pending = take(&mut inner.pending);
@@ -210,7 +220,7 @@ impl<E: HintElement> HintExchange<E> {
     /// Take all elements from the I/O thread, in the order in which they came.
     /// Those that it did not process are processed now, but hints are optional,
     /// so do not wait for migration to take them.
-    pub fn finish_all(&self) -> Vec<Processed<E>> {
+    pub fn finish_all(&self) -> VecDeque<Processed<E>> {
         let (mut done, pending) = self.take_all();
         done.extend(pending.into_iter().map(|elem| {
             let command = elem.command();
@@ -258,6 +268,37 @@ mod tests {
     }
 
     #[test]
+    fn goes_on_when_asked() {
+        let hints = Cell::new(0);
+        let exchange = HintExchange::default();
+        let add = |command, buffers| {
+            let hints = &hints;
+            exchange.add(Element {
+                command,
+                buffers,
+                hints,
+            })
+        };
+
+        exchange.update(Hinting::request);
+        assert!(add(Command::Id(exchange.state().cmd_id()), 0));
+        assert!(!exchange.go_on());
+        for _ in 0..3 {
+            assert!(!add(Command::None, 4));
+        }
+        // whole elements only
+        exchange.process(5);
+        assert_eq!(hints.get(), 8);
+        assert!(exchange.go_on());
+        assert!(!add(Command::None, 4) && !exchange.go_on());
+        exchange.process(8);
+        assert_eq!(hints.get(), 16);
+        assert!(!exchange.go_on());
+        assert!(add(Command::None, 4));
+        assert_eq!(std::iter::from_fn(|| exchange.next_processed()).count(), 5);
+    }
+
+    #[test]
     fn commands_and_hints() {
         let hints = Cell::new(0);
         let exchange = HintExchange::default();
@@ -278,18 +319,19 @@ mod tests {
         assert!(!add(Command::None, 1024));
         // hints can be in the same element
         assert!(!add(Command::Id(0), 7));
-        assert!(exchange.take_processed().is_empty());
-        exchange.process_all();
+        let take = || std::iter::from_fn(|| exchange.next_processed()).collect::<Vec<_>>();
+        assert!(take().is_empty());
+        exchange.process(usize::MAX);
         assert_eq!(hints.get(), 1024);
         assert_eq!(exchange.state().status(), HintStatus::Stop);
-        assert_eq!(exchange.take_processed().len(), 4);
+        assert_eq!(take().len(), 4);
 
         exchange.update(Hinting::request);
         assert!(add(Command::Id(id + 1), 3));
         assert!(!add(Command::Bad, 9));
-        exchange.process_all();
+        exchange.process(usize::MAX);
         assert_eq!(hints.get(), 1027);
-        let bad: Vec<_> = exchange.take_processed();
+        let bad = take();
         assert_eq!(bad.iter().filter(|p| p.bad_command).count(), 1);
         assert!(bad[1].bad_command);
 
@@ -307,8 +349,8 @@ mod tests {
         // the I/O thread was asked, and finds nothing
         assert!(!add(Command::None, 2));
         exchange.drop_all();
-        exchange.process_all();
-        assert!(exchange.take_processed().is_empty());
+        exchange.process(usize::MAX);
+        assert!(take().is_empty());
         assert!(add(Command::None, 2));
         assert_eq!(hints.get(), 1027);
     }
