@@ -342,6 +342,7 @@ impl VirtIOBalloon {
         for part in self.parts() {
             part.reset(self);
         }
+        self.incoming.set(false);
         self.memory.reset();
         self.restart_deflation(0);
         self.oom_hold.end();
@@ -373,6 +374,9 @@ impl VirtIOBalloon {
                 part.post_load(self);
             }
             part.vm_state_change(self, running);
+        }
+        if running && driver_ok {
+            self.stats.recover(self);
         }
     }
 

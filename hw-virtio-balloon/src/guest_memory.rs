@@ -404,8 +404,7 @@ impl<'a> DiscardBatch<'a> {
                         offset: first,
                         length: len,
                     });
-                    // Advice takes the same time for ranges of any size.
-                    budget.charge_range(0, true);
+                    budget.charge_range(len, false);
                 }
             }
         }

@@ -94,6 +94,8 @@ impl GuestStats {
         self.rearm_timer();
     }
 
+    /// The VM is running, and the driver is ready; now, or since before.
+    ///
     /// After migration the source's buffer is still in flight, according to the
     /// state of the queue, but the device does not have it.  The queue only
     /// tells how many there are, and there is at most this one: go back by one
@@ -102,7 +104,8 @@ impl GuestStats {
     /// This is done right away, as C does, since the timer may expire next.  If
     /// the driver has made the element invalid in the meantime, the device is
     /// broken but does not show it: the status is about to be overwritten.
-    fn recover(&self, cx: &dyn Context) {
+    #[doc(alias = "virtio_balloon_set_status")]
+    pub fn recover(&self, cx: &dyn Context) {
         let lost = self.element.borrow().is_none();
         if let Some(vq) = self.queue(cx) {
             if lost && vq.rewind(1) {
@@ -205,7 +208,6 @@ impl Part for GuestStats {
 
     fn vm_state_change(&self, _cx: &dyn Context, _running: bool) {}
 
-    fn post_load(&self, cx: &dyn Context) {
-        self.recover(cx);
-    }
+    /// See [`recover`](Self::recover)
+    fn post_load(&self, _cx: &dyn Context) {}
 }

@@ -257,7 +257,8 @@ where
     H::Work: Work<H>,
 {
     // A driver that notifies the queue all the time does not get more turns.
-    if host.engine(|engine| engine.pause == 0) {
+    // If the VM is stopped, nobody else will begin one.
+    if host.engine(|engine| engine.pause == 0) || !host.vm_running() {
         turn(host);
     }
 }
