@@ -24,6 +24,7 @@ pub enum Difference {
     HintNotNegotiated,
     HintNotification,
     HintOnArrival,
+    InflatedRing,
     LastUpdate,
     QueueReset,
     ResumeAfterMigration,
@@ -157,6 +158,12 @@ pub const NAMED_DIFFERENCES: &[NamedDifference] = &[
         "no hints after migration until the VM runs",
     ),
     row(
+        Difference::InflatedRing,
+        "inflated-ring",
+        Treatment::Avoided,
+        "no pages that a ring at an unusual address is in",
+    ),
+    row(
         Difference::LastUpdate,
         "last-update",
         Treatment::Tolerated,
@@ -173,7 +180,8 @@ pub const NAMED_DIFFERENCES: &[NamedDifference] = &[
         "resume-after-migration",
         Treatment::Avoided,
         "the driver notifies all queues after migration, and when the VM runs; no migration while \
-         there may be work for the queue for hints, or after an error in a batch",
+         there may be work for the queue for hints, or after an error in a batch, or while \
+         there may be one; no old elements, which may be large, while the VM is stopped",
     ),
     row(
         Difference::StatsLimit,

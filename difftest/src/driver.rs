@@ -67,6 +67,8 @@ const S_FEATURES_OK: u8 = 8;
 pub struct Queue {
     pub ring: Ring,
     slot: u64,
+    /// The device was told where it is.
+    is_set_up: bool,
 }
 
 fn valid_size(size: u32) -> bool {
@@ -74,11 +76,17 @@ fn valid_size(size: u32) -> bool {
 }
 
 impl Queue {
+    fn was_reset(&mut self) {
+        self.ring.restart();
+        self.is_set_up = false;
+    }
+
     fn standard(format: Format, q: u32, size: u32) -> Self {
         let size = if valid_size(size) { size } else { 16 };
         Self {
             ring: Ring::new(format, size, RINGS + u64::from(q) * RING_SIZE),
             slot: 0,
+            is_set_up: false,
         }
     }
 }
@@ -94,6 +102,8 @@ pub struct Driver {
     /// Features that the driver has chosen
     pub features: u64,
     pub queues: [Queue; MAX_QUEUES as usize],
+    /// The device may use queues that are set up.
+    driver_ok: bool,
     pub running: bool,
 }
 
@@ -141,6 +151,7 @@ impl Driver {
             offered,
             features: 0,
             queues: std::array::from_fn(queue),
+            driver_ok: false,
             running: true,
         }
     }
@@ -196,25 +207,43 @@ impl Driver {
     /// The device has forgotten everything.
     fn was_reset(&mut self) {
         self.features = 0;
+        self.driver_ok = false;
         for queue in &mut self.queues {
-            queue.ring.restart();
+            queue.was_reset();
         }
+    }
+
+    fn write_status(&mut self, s: &mut Script, status: u32) {
+        self.reg(s, Reg::Status, status);
+        self.driver_ok = status & u32::from(S_DRIVER_OK) != 0;
     }
 
     fn queue(&mut self, s: &mut Script, q: u32, mut size: u32, queue: Queue) {
         let mut ring = queue.ring;
-        let old = self.queues[q as usize].ring;
-        // The device goes on where it was.  If it found a smaller index, it
-        // would take that for 65536 elements.
+        let Queue {
+            ring: old,
+            is_set_up,
+            ..
+        } = self.queues[q as usize];
         if old.format == ring.format {
-            if ring.format == Format::Packed && !old.is_at_start() {
-                // If it was after the end of the new ring, it would abort.
-                size = old.size;
-                ring = Queue::standard(ring.format, q, size).ring;
+            // The device does not let a queue that is in use change its size.
+            let refused = self.driver_ok && is_set_up;
+            if refused || !old.is_at_start() {
+                ring = Queue::standard(ring.format, q, old.size).ring;
             }
+            // It may have taken elements or not: do not try.
+            if !refused && !old.is_at_start() {
+                size = old.size;
+            }
+            // The device goes on where it was.  If it found a smaller index, it
+            // would take that for 65536 elements.
             ring.go_on_from(&old);
         }
-        self.queues[q as usize] = Queue { ring, ..queue };
+        self.queues[q as usize] = Queue {
+            ring,
+            is_set_up: ring.desc != 0,
+            ..queue
+        };
         let end = ring.end();
         let rings = RINGS..RINGS + RING_SIZE * u64::from(MAX_QUEUES);
         if rings.contains(&ring.desc) && rings.contains(&end) {
@@ -344,7 +373,7 @@ impl Driver {
                 for q in 0..self.num_queues {
                     self.queue(s, q, *size, Queue::standard(self.format(), q, *size));
                 }
-                self.reg(s, Reg::Status, (status | S_DRIVER_OK).into());
+                self.write_status(s, (status | S_DRIVER_OK).into());
             }
             Op::Reset => self.reset(s),
             Op::ResetPfn => {
@@ -354,7 +383,7 @@ impl Driver {
                 }
             }
             Op::Status { value } => {
-                self.reg(s, Reg::Status, (*value).into());
+                self.write_status(s, (*value).into());
                 if *value == 0 {
                     self.was_reset();
                 }
@@ -393,7 +422,7 @@ impl Driver {
                     ring.used = (ring.avail + 4 + 2 * u64::from(*size)).next_multiple_of(64);
                 }
                 self.queue(s, *q, *size, queue);
-                self.reg(s, Reg::Status, (status | S_DRIVER_OK).into());
+                self.write_status(s, (status | S_DRIVER_OK).into());
             }
             Op::Ready { q, value } => {
                 self.reg(s, Reg::QueueSel, *q);
@@ -444,7 +473,7 @@ impl Driver {
                 self.reg(s, Reg::QueueSel, *q);
                 if let Some(command) = self.transport.reset_queue() {
                     s.line(&command);
-                    self.queues[*q as usize].ring.restart();
+                    self.queues[*q as usize].was_reset();
                 }
                 if *size != 0 {
                     self.queue(s, *q, *size, Queue::standard(self.format(), *q, *size));

@@ -22,7 +22,7 @@ fn in_ram(seg: &Seg) -> bool {
 impl Generator<'_> {
     pub(super) fn pfn(&mut self) -> u32 {
         let window = WINDOW / PAGE;
-        match self.rng.below(20) {
+        let pfn = match self.rng.below(20) {
             0 => self.rng.pick(&[
                 (RAM_SIZE / PAGE) as u32,
                 (RAM_SIZE / PAGE - 1) as u32,
@@ -43,7 +43,12 @@ impl Generator<'_> {
             // RAM that is not used for anything else
             2 => self.rng.range(window + WINDOW_PAGES, RAM_SIZE / PAGE) as u32,
             _ => (window + self.rng.below(WINDOW_PAGES)) as u32,
+        };
+        if self.ring_pfns.contains(&pfn) {
+            self.avoid(Difference::InflatedRing);
+            return window as u32;
         }
+        pfn
     }
 
     pub(super) fn pfns(&mut self) -> Vec<u8> {
@@ -100,13 +105,19 @@ impl Generator<'_> {
             _ => Mode::Direct,
         };
         // see Difference::ErrorInBatch and BounceBuffers
-        let foreign = q < 2 && !segs.iter().all(in_ram);
-        self.foreign |= foreign;
+        let mut foreign = q < 2 && !segs.iter().all(in_ram);
         if foreign {
             self.avoid(Difference::BounceBuffers);
+            if self.unnotified[q as usize] {
+                segs = vec![Seg::Data((WINDOW as u32 >> 12).to_le_bytes().to_vec())];
+                foreign = false;
+            }
         }
-        let alone = Some(q) == self.hint_queue() || foreign;
+        self.foreign |= foreign;
+        // Without buffers it has the descriptor of another one, perhaps the next.
+        let alone = Some(q) == self.hint_queue() || foreign || segs.is_empty();
         let kick = alone || self.rng.percent(92);
+        self.unnotified[q as usize] = !kick;
         Op::Elem {
             q,
             kick,
@@ -274,11 +285,13 @@ impl Generator<'_> {
         let hint = Some(q) == self.hint_queue();
         let mut mode = self.rng.pick(&Mode::bad());
         // It makes descriptors available that were used before.
-        if mode == Mode::Jump && (hint || self.foreign) {
+        if mode == Mode::Jump && (hint || self.foreign || !self.running) {
             self.avoid(if hint {
                 Difference::HintJump
-            } else {
+            } else if self.foreign {
                 Difference::BounceBuffers
+            } else {
+                Difference::ResumeAfterMigration
             });
             mode = Mode::BadHead;
         }
@@ -297,7 +310,7 @@ impl Generator<'_> {
             let foreign = q < 2 && !in_ram(&seg);
             if hint {
                 self.avoid(Difference::HintMmio);
-            } else if mode == Mode::Jump && foreign {
+            } else if foreign && (mode == Mode::Jump || self.unnotified[q as usize]) {
                 self.avoid(Difference::BounceBuffers);
             } else {
                 self.foreign |= foreign;
@@ -305,6 +318,7 @@ impl Generator<'_> {
             }
         }
         self.broken = true;
+        self.unnotified[q as usize] = false;
         Op::Elem {
             q,
             kick: true,

@@ -10,7 +10,7 @@ use qtest_client::rng::Rng;
 
 use crate::{
     differences::{Difference, Uses},
-    driver::{F_EVENT_IDX, F_NOTIFY_ON_EMPTY, F_RING_RESET},
+    driver::{F_EVENT_IDX, F_NOTIFY_ON_EMPTY, F_RING_RESET, MAX_QUEUES},
     op::{Config, Op},
 };
 
@@ -34,6 +34,11 @@ pub struct Generator<'a> {
     /// Descriptors of the queues for inflating and deflating may refer to
     /// something that is not RAM
     foreign: bool,
+    /// Whether there are elements of these queues that the device was not notified
+    /// of; their descriptors may be overwritten by those of the next elements.
+    unnotified: [bool; MAX_QUEUES as usize],
+    /// PFNs of rings that are not where they usually are
+    ring_pfns: Vec<u32>,
     initialized: bool,
     running: bool,
     stopped_for: u32,
@@ -53,6 +58,8 @@ impl<'a> Generator<'a> {
             features: 0,
             broken: false,
             foreign: false,
+            unnotified: Default::default(),
+            ring_pfns: Vec::new(),
             initialized: false,
             running: true,
             stopped_for: 0,
@@ -88,6 +95,8 @@ impl<'a> Generator<'a> {
         self.offered = offered;
         self.features = 0;
         self.broken = false;
+        self.unnotified = Default::default();
+        self.ring_pfns.clear();
         self.initialized = false;
         self.stopped_for = 0;
     }
@@ -119,6 +128,18 @@ impl<'a> Generator<'a> {
         self.cfg
             .free_page_reporting
             .then_some(if self.cfg.free_page_hint { 4 } else { 3 })
+    }
+
+    fn migrate(&mut self, op: Op) -> Op {
+        // An error must not be found by looking at queues in another order.
+        let unnotified = self.unnotified.iter().position(|unnotified| *unnotified);
+        if let Some(q) = unnotified.filter(|_| self.broken) {
+            self.avoid(Difference::ResumeAfterMigration);
+            self.unnotified[q] = false;
+            return Op::Kick { value: q as u32 };
+        }
+        self.arrived_stopped |= !self.running;
+        op
     }
 
     /// The next operation; `broken` tells whether the device needs a reset, and
@@ -157,14 +178,8 @@ impl<'a> Generator<'a> {
                 off: self.register(),
                 width: self.rng.pick(&[4, 4, 4, 1, 2, 8]),
             },
-            585 => {
-                self.arrived_stopped |= !running;
-                Op::Migrate
-            }
-            586 => {
-                self.arrived_stopped |= !running;
-                Op::MigrateLive
-            }
+            585 => self.migrate(Op::Migrate),
+            586 => self.migrate(Op::MigrateLive),
             587..=634 => Op::Ack {
                 value: self.rng.pick(&[1, 2, 3, 3, 3, 0, u32::MAX]),
             },

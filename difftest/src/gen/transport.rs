@@ -145,6 +145,12 @@ impl Generator<'_> {
             }
         }
         self.broken = true;
+        for start in [addr[0], addr[2]] {
+            // No ring of 16 entries is larger.
+            let end = start.saturating_add(511);
+            self.ring_pfns
+                .extend([start, end].map(|at| (at / PAGE) as u32));
+        }
         Op::QueueAt {
             q,
             size: self.rng.pick(&[1, 2, 8, 16]),
