@@ -12,9 +12,9 @@ mod results;
 mod sanitize;
 mod unit;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::SystemTime};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use xshell::cmd;
 
@@ -96,8 +96,9 @@ pub struct Options {
     /// Number of operations, for differential
     #[arg(long, default_value_t = 100_000)]
     ops: u64,
-    /// Seed, for differential; others give other operations
-    #[arg(long, default_value_t = 1)]
+    /// Seed, for differential: a number, or "random"; others give other
+    /// operations
+    #[arg(long, default_value = "1", value_parser = parse_seed)]
     seed: u64,
     /// Where QEMU was installed, for libvirt
     #[arg(long, default_value = install::DEFAULT_PREFIX)]
@@ -105,6 +106,15 @@ pub struct Options {
     /// Build QEMU after each patch, with and without Rust, for series
     #[arg(long)]
     each: bool,
+}
+
+/// The number is printed together with the result.
+fn parse_seed(text: &str) -> Result<u64> {
+    if text == "random" {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+        return Ok(now.as_secs());
+    }
+    text.parse().context("neither a number nor \"random\"")
 }
 
 /// What it takes to run these suites, or all of them
@@ -196,7 +206,8 @@ fn differential(env: &Env, options: &Options) -> Result<Count> {
     compare(env, [c, rust], ops, seed, &[])
 }
 
-/// Run random operations on the C device and the Rust device of these builds.
+/// Run operations on the C device and the Rust device of these builds: those that
+/// have shown a difference before, and random ones.
 fn compare(
     env: &Env,
     [c, rust]: [&Build; 2],
@@ -204,26 +215,42 @@ fn compare(
     seed: u64,
     vars: &[(&'static str, PathBuf)],
 ) -> Result<Count> {
-    env.say(&format!("{ops} random operations on both devices"));
     let sh = shell_in(&env.repo)?;
     let (a, b, save) = (c.qemu(), rust.qemu(), env.cache.join("difference.txt"));
-    let (ops, seed) = (ops.to_string(), seed.to_string());
     let quiet = env.quiet.then_some("--quiet");
-    let same = cmd!(
-        sh,
-        "cargo run -q --release --locked -p difftest --
-         --a {a} --b {b} --ops {ops} --seed {seed} --save {save} {quiet...}"
-    )
-    .envs(vars.iter().map(|(k, v)| (k, v)))
-    .succeeds()?;
-    Ok(if same {
-        PASS
-    } else {
-        Count {
-            failed: 1,
-            ..Count::default()
-        }
-    })
+    let run = |args: &[String]| -> Result<Count> {
+        let same = cmd!(
+            sh,
+            "cargo run -q --release --locked -p difftest -- --a {a} --b {b} {args...} {quiet...}"
+        )
+        .envs(vars.iter().map(|(k, v)| (k, v)))
+        .succeeds()?;
+        Ok(if same {
+            PASS
+        } else {
+            Count {
+                failed: 1,
+                ..Count::default()
+            }
+        })
+    };
+    let mut count = Count::default();
+    let cases = sh.read_dir("difftest/cases")?;
+    env.say(&format!("{} known cases on both devices", cases.len()));
+    for case in cases {
+        count += run(&["--replay".to_owned(), case.display().to_string()])?;
+    }
+    env.say(&format!(
+        "{ops} random operations on both devices, seed {seed}"
+    ));
+    let save = save.display();
+    let args = [
+        format!("--ops={ops}"),
+        format!("--seed={seed}"),
+        format!("--save={save}"),
+    ];
+    count += run(&args)?;
+    Ok(count)
 }
 
 #[cfg(test)]

@@ -102,17 +102,19 @@ fn read_all(dir: &Path) -> Result<Vec<(PathBuf, String)>> {
     Ok(files)
 }
 
-/// Run some tests of each kind on the Rust device.
+/// Run the qtests on both devices, and some tests of each kind on the Rust
+/// device.
 pub fn sanitize(env: &Env, seed: u64) -> Result<Count> {
-    let rust = Build::prepare_sanitized(env, Device::Rust, Target::X86_64)?;
-    rust.build_qemu(env)?;
+    let [c, rust] = [Device::C, Device::Rust]
+        .map(|device| Build::prepare_sanitized(env, device, Target::X86_64));
+    let (c, rust) = (c?, rust?);
     let reports = Reports::new(env)?;
-    let mut count = qtests(env, &rust, &reports)?;
+    let mut count = Count::default();
+    for build in [&c, &rust] {
+        build.build_qemu(env)?;
+        count += qtests(env, build, &reports)?;
+    }
     count += guest(env, &rust, &reports)?;
-
-    // An ordinary build
-    let c = Build::prepare(env, Device::C, Target::X86_64, None)?;
-    c.build_qemu(env)?;
     count += compare(env, [&c, &rust], OPS, seed, &reports.vars)?;
     count += reports.count()?;
     Ok(count)
@@ -122,14 +124,16 @@ pub fn sanitize(env: &Env, seed: u64) -> Result<Count> {
 fn qtests(env: &Env, build: &Build, reports: &Reports) -> Result<Count> {
     // for two VMs with 128 MiB each
     let _pages = HugePages::reserve(env, 160);
-    let tests: Vec<_> = balloon_tests(Device::Rust, Target::X86_64)
+    let tests: Vec<_> = balloon_tests(build.device, Target::X86_64)
         .iter()
         .map(|test| format!("qtest-x86_64/{test}"))
         .collect();
     let mut args = vec![SLOWER];
     args.extend(tests.iter().map(String::as_str));
-    let vars = reports.vars(&[("QTEST_BALLOON_DEVICE", Device::Rust.name().into())]);
-    meson_test(env, build, "qtests with sanitizers", &args, &vars)
+    let device = build.device.name();
+    let vars = reports.vars(&[("QTEST_BALLOON_DEVICE", device.into())]);
+    let what = format!("qtests ({device} device) with sanitizers");
+    meson_test(env, build, &what, &args, &vars)
 }
 
 /// A guest that runs out of memory
