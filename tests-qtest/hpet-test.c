@@ -93,7 +93,15 @@ static void message_to_itself(const void *data)
     qtest_clock_step(qts, 100000000);
     g_assert_cmphex(qtest_readl(qts, HPET_BASE + HPET_CFG), ==, 0);
 
-    /* It can do so again. */
+    /*
+     * It can do so again.  Not if the interrupt was not acknowledged, as it is
+     * signaled as soon as the HPET is turned on, for which the C implementation
+     * holds a lock.
+     */
+    if (type & HPET_TN_LEVEL) {
+        qtest_quit(qts);
+        return;
+    }
     qtest_writeq(qts, HPET_BASE + HPET_T0_CMP, 20000000);
     set_hpet_config(qts, HPET_CFG_ENABLE);
     qtest_clock_step(qts, 1000000000);

@@ -143,7 +143,7 @@ pub const NAMED_DIFFERENCES: &[NamedDifference] = &[
         Difference::HintNotNegotiated,
         "hint-not-negotiated",
         Treatment::Avoided,
-        "hints only if the feature was accepted",
+        "hints only if the feature was accepted; it is not given up while the VM is stopped",
     ),
     row(
         Difference::HintNotification,

@@ -404,7 +404,7 @@ impl<'a> DiscardBatch<'a> {
                         offset: first,
                         length: len,
                     });
-                    budget.charge_range(len, false);
+                    budget.charge_advice(len);
                 }
             }
         }

@@ -93,7 +93,13 @@ impl Generator<'_> {
     }
 
     pub(super) fn element(&mut self, q: u32, mut segs: Vec<Seg>) -> Op {
-        if segs.is_empty() && self.rng.percent(90) {
+        let mut anything = segs.is_empty() && self.rng.percent(90);
+        // Without buffers it has the descriptor of another one, which may be large.
+        if segs.is_empty() && !anything && !self.running {
+            self.avoid(Difference::ResumeAfterMigration);
+            anything = true;
+        }
+        if anything {
             segs.push(Seg::In {
                 addr: WINDOW,
                 len: 4,

@@ -10,7 +10,7 @@ use qtest_client::rng::Rng;
 
 use crate::{
     differences::{Difference, Uses},
-    driver::{F_EVENT_IDX, F_NOTIFY_ON_EMPTY, F_RING_RESET, MAX_QUEUES},
+    driver::{F_EVENT_IDX, F_HINT, F_NOTIFY_ON_EMPTY, F_RING_RESET, MAX_QUEUES},
     op::{Config, Op},
 };
 
@@ -233,7 +233,12 @@ impl<'a> Generator<'a> {
                 let mut value = self.rng.next_u64() as u32 & !0x6;
                 if sel == 0 {
                     // see Difference::BatchNotification
-                    let same = (F_NOTIFY_ON_EMPTY | F_EVENT_IDX) as u32;
+                    let mut same = (F_NOTIFY_ON_EMPTY | F_EVENT_IDX) as u32;
+                    let hint = F_HINT as u32;
+                    if !running && (value ^ self.features as u32) & hint != 0 {
+                        self.avoid(Difference::HintNotNegotiated);
+                        same |= hint;
+                    }
                     value = value & !same | self.features as u32 & same;
                     // The legacy interface accepts that at any time.
                     self.features &= u64::from(value) | !u64::from(u32::MAX);

@@ -80,13 +80,20 @@ impl Budget {
         }
     }
 
-    /// A range of memory is going to be discarded, or the host is advised on it.
+    /// A range of memory is going to be discarded, or populated.
     ///
     /// Private anonymous memory and huge pages are `cheap`: the host takes half
     /// of the time or less for a range, and a third or less for its bytes.
     pub fn charge_range(&mut self, bytes: u64, cheap: bool) {
         let (ranges, bytes) = if cheap { (1, bytes / 4) } else { (2, bytes) };
         self.ranges = self.ranges.saturating_sub(ranges);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+
+    /// The host is advised that a range of memory will be used.  If it is in a
+    /// file, the host looks for each of its pages.
+    pub fn charge_advice(&mut self, bytes: u64) {
+        self.ranges = self.ranges.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(bytes);
     }
 }
@@ -114,6 +121,9 @@ mod tests {
         assert_eq!(bytes(u64::MAX, false), (true, true));
         assert_eq!(bytes((64 << 20) - 4, true), (false, false));
         assert_eq!(bytes(64 << 20, true), (true, true));
+        let advice = |bytes| spent(&|b| b.charge_advice(bytes));
+        assert_eq!(advice((16 << 20) - 1), (false, false));
+        assert_eq!(advice(16 << 20), (true, true));
         let ranges = |n, cheap| spent(&|b| (0..n).for_each(|_| b.charge_range(0, cheap)));
         assert_eq!(ranges(255, false), (false, false));
         assert_eq!(ranges(256, false), (true, true));
