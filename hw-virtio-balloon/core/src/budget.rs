@@ -121,7 +121,7 @@ mod tests {
         assert_eq!(bytes(u64::MAX, false), (true, true));
         assert_eq!(bytes((64 << 20) - 4, true), (false, false));
         assert_eq!(bytes(64 << 20, true), (true, true));
-        let advice = |bytes| spent(&|b| b.charge_advice(bytes));
+        let advice = |length| spent(&|b| b.charge_advice(length));
         assert_eq!(advice((16 << 20) - 1), (false, false));
         assert_eq!(advice(16 << 20), (true, true));
         let ranges = |n, cheap| spent(&|b| (0..n).for_each(|_| b.charge_range(0, cheap)));
