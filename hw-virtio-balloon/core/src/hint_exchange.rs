@@ -255,6 +255,16 @@ mod tests {
         hints: &'a Cell<usize>,
     }
 
+    impl<'a> Element<'a> {
+        const fn new(command: Command, buffers: usize, hints: &'a Cell<usize>) -> Self {
+            Self {
+                command,
+                buffers,
+                hints,
+            }
+        }
+    }
+
     impl HintElement for Element<'_> {
         fn command(&self) -> Command {
             self.command
@@ -271,14 +281,7 @@ mod tests {
     fn goes_on_when_asked() {
         let hints = Cell::new(0);
         let exchange = HintExchange::default();
-        let add = |command, buffers| {
-            let hints = &hints;
-            exchange.add(Element {
-                command,
-                buffers,
-                hints,
-            })
-        };
+        let add = |command, buffers| exchange.add(Element::new(command, buffers, &hints));
 
         exchange.update(Hinting::request);
         assert!(add(Command::Id(exchange.state().cmd_id()), 0));
@@ -302,14 +305,7 @@ mod tests {
     fn commands_and_hints() {
         let hints = Cell::new(0);
         let exchange = HintExchange::default();
-        let add = |command, buffers| {
-            let hints = &hints;
-            exchange.add(Element {
-                command,
-                buffers,
-                hints,
-            })
-        };
+        let add = |command, buffers| exchange.add(Element::new(command, buffers, &hints));
 
         exchange.update(Hinting::request);
         let id = exchange.state().cmd_id();
