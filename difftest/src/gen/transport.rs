@@ -92,8 +92,14 @@ impl Generator<'_> {
             _ => self.rng.pick(&[1, 2, 4, 8, 16, 32, 64, 128]),
         };
         if self.hint_queue() == Some(q) || size > 256 && self.cfg.legacy {
-            return Op::Queue { q: 0, size: 16 };
+            return self.queue_of(0, 16);
         }
+        self.queue_of(q, size)
+    }
+
+    fn queue_of(&mut self, q: u32, size: u32) -> Op {
+        // What the device was not notified of is erased, but still available.
+        self.broken |= self.unnotified[q as usize];
         Op::Queue { q, size }
     }
 
@@ -112,7 +118,7 @@ impl Generator<'_> {
     pub(super) fn queue_at(&mut self) -> Op {
         let q = self.queue_index();
         if self.hint_queue() == Some(q) {
-            return Op::Queue { q: 0, size: 16 };
+            return self.queue_of(0, 16);
         }
         let good = 0x1f0_0000;
         let bad = [
