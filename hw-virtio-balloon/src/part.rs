@@ -73,5 +73,5 @@ pub trait Part {
 
     /// The VM begins to run after it has come from another QEMU, which may have
     /// left something in the queue.  Only called if the driver is ready.
-    fn post_load(&self, cx: &dyn Context);
+    fn post_load(&self, _cx: &dyn Context) {}
 }

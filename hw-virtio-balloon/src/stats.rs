@@ -207,7 +207,4 @@ impl Part for GuestStats {
     }
 
     fn vm_state_change(&self, _cx: &dyn Context, _running: bool) {}
-
-    /// See [`recover`](Self::recover)
-    fn post_load(&self, _cx: &dyn Context) {}
 }
