@@ -12,42 +12,12 @@ use crate::{
     build::build_both,
     env::Env,
     guest,
+    hugepages::HugePages,
     run::{shell_in, RunQuiet},
 };
 
 /// Huge pages of 2 MiB that the benchmark needs
 const HUGE_PAGES: u64 = 700;
-
-/// Huge pages that were reserved, and are given back in the end
-pub struct HugePages(Option<u64>);
-
-const NR_HUGEPAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
-
-impl HugePages {
-    /// Have at least `count` huge pages.  It takes root; tests that need them
-    /// are skipped otherwise.
-    pub fn reserve(env: &Env, count: u64) -> Self {
-        let read = || fs::read_to_string(NR_HUGEPAGES).ok()?.trim().parse().ok();
-        let Some(before) = read().filter(|n: &u64| *n < count) else {
-            return Self(None);
-        };
-        let enough = fs::write(NR_HUGEPAGES, count.to_string()).is_ok()
-            && read().is_some_and(|n: u64| n >= count);
-        if !enough {
-            env.say("cannot reserve huge pages: what needs them is skipped");
-        }
-        Self(Some(before))
-    }
-}
-
-impl Drop for HugePages {
-    fn drop(&mut self) {
-        if let Some(before) = self.0 {
-            // It is only memory that stays reserved
-            let _ = fs::write(NR_HUGEPAGES, before.to_string());
-        }
-    }
-}
 
 /// Build both devices, measure them, and print the results.
 ///

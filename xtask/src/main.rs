@@ -10,6 +10,7 @@ mod debian;
 mod env;
 mod guest;
 mod guest_policies;
+mod hugepages;
 mod install;
 mod manifest;
 mod policy;

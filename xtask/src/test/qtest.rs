@@ -9,9 +9,9 @@ use super::{
     results::{meson_list, meson_test, Count},
 };
 use crate::{
-    bench::HugePages,
     build::{Build, Device, Target},
     env::Env,
+    hugepages::HugePages,
 };
 
 /// The tests of the balloon that the build with a device has to have

@@ -21,10 +21,10 @@ use super::{
     results::{meson_test, Count, PASS},
 };
 use crate::{
-    bench::HugePages,
     build::{Build, Device, Target},
     env::{remove, Env},
     guest::{self, SUITE},
+    hugepages::HugePages,
 };
 
 /// How many random operations the devices are compared with
