@@ -12,7 +12,6 @@ mod guest;
 mod guest_policies;
 mod hugepages;
 mod install;
-mod manifest;
 mod policy;
 mod preflight;
 mod run;
@@ -33,7 +32,6 @@ use crate::{
     preflight::Needs,
     source::Source,
     test::Suite,
-    version::QEMU,
 };
 
 /// virtio-balloon in Rust for QEMU
@@ -138,10 +136,6 @@ enum Cmd {
     /// Measure what guests do with deflate-on-oom, with the balloon drivers that
     /// Linux has had
     GuestPolicies(guest_policies::Options),
-    /// Write down which files the pinned tarball of QEMU has, for those who
-    /// work on a new version
-    #[command(hide = true)]
-    Manifest,
     /// Export all as a series of patches for git am
     Series {
         /// Directory for the patches
@@ -167,7 +161,7 @@ impl Cmd {
                 Needs::guest()
             }
             Self::Test { suites, .. } => test::needs(suites),
-            Self::Path { .. } | Self::Uninstall { .. } | Self::Manifest => return Ok(None),
+            Self::Path { .. } | Self::Uninstall { .. } => return Ok(None),
         }))
     }
 }
@@ -216,10 +210,6 @@ fn run(cli: Cli) -> Result<ExitCode> {
             chart,
         } => bench::run(&env, reps, &only, json.as_deref(), chart.as_deref())?,
         Cmd::GuestPolicies(options) => guest_policies::run(&env, &options)?,
-        Cmd::Manifest => {
-            let hash = manifest::write(&env)?;
-            println!("{} is written; tree_sha256: {hash}", QEMU.manifest);
-        }
         Cmd::Series { out, .. } => match out {
             Some(out) => {
                 let count = series::export(&env, &out)?;
