@@ -4,7 +4,7 @@
 
 use std::{fs, path::Path};
 
-use anyhow::{ensure, Context, Result};
+use anyhow::{ensure, Result};
 use serde_json::Value;
 use xshell::cmd;
 
@@ -56,23 +56,7 @@ pub fn run(
     let mut report: Value = serde_json::from_str(&fs::read_to_string(&tmp)?)?;
 
     if "guest".contains(only) {
-        let assets = guest::provision(env, guest::SUITE)?;
-        let mut results = serde_json::Map::new();
-        for build in builds {
-            env.say(&format!(
-                "a guest inflates and deflates 2 GiB ({} device)",
-                build.device.name()
-            ));
-            let there = shell_in(&build.dir)?;
-            let (python, script) = (build.python(), env.repo.join("bench/guest.py"));
-            let out = cmd!(there, "{python} {script}")
-                .envs(guest::python_env(build, &assets))
-                .output_quiet()?;
-            let value: Value = serde_json::from_slice(&out).context("bench/guest.py")?;
-            println!("guest, {} device: {value}", build.device.name());
-            results.insert(build.device.name().to_owned(), value);
-        }
-        report["guest"] = results.into();
+        report["guest"] = guest::bench(env, builds)?;
     }
     if let Some(json) = json {
         fs::write(json, serde_json::to_string_pretty(&report)? + "\n")?;

@@ -9,10 +9,9 @@ mod deb;
 mod debian;
 mod env;
 mod guest;
-mod guest_policies;
 mod hugepages;
 mod install;
-mod policy;
+mod manifest;
 mod preflight;
 mod run;
 mod series;
@@ -32,6 +31,7 @@ use crate::{
     preflight::Needs,
     source::Source,
     test::Suite,
+    version::QEMU,
 };
 
 /// virtio-balloon in Rust for QEMU
@@ -135,7 +135,11 @@ enum Cmd {
     },
     /// Measure what guests do with deflate-on-oom, with the balloon drivers that
     /// Linux has had
-    GuestPolicies(guest_policies::Options),
+    GuestPolicies(guest::policies::Options),
+    /// Write down which files the pinned tarball of QEMU has, for those who
+    /// work on a new version
+    #[command(hide = true)]
+    Manifest,
     /// Export all as a series of patches for git am
     Series {
         /// Directory for the patches
@@ -161,7 +165,7 @@ impl Cmd {
                 Needs::guest()
             }
             Self::Test { suites, .. } => test::needs(suites),
-            Self::Path { .. } | Self::Uninstall { .. } => return Ok(None),
+            Self::Path { .. } | Self::Uninstall { .. } | Self::Manifest => return Ok(None),
         }))
     }
 }
@@ -209,7 +213,11 @@ fn run(cli: Cli) -> Result<ExitCode> {
             json,
             chart,
         } => bench::run(&env, reps, &only, json.as_deref(), chart.as_deref())?,
-        Cmd::GuestPolicies(options) => guest_policies::run(&env, &options)?,
+        Cmd::GuestPolicies(options) => guest::policies::run(&env, &options)?,
+        Cmd::Manifest => {
+            let hash = manifest::write(&env)?;
+            println!("{} is written; tree_sha256: {hash}", QEMU.manifest);
+        }
         Cmd::Series { out, .. } => match out {
             Some(out) => {
                 let count = series::export(&env, &out)?;

@@ -20,7 +20,7 @@ pub const MOUNTS: &[(&str, &str)] = &[
     ("rust/virtio", "rust/virtio"),
     ("hw-virtio-balloon", "rust/hw/virtio/balloon"),
     ("tests-qtest", "tests/qtest"),
-    ("tests-functional", "tests/functional"),
+    ("tests-functional/qemu", "tests/functional"),
 ];
 
 /// The files of this checkout that are new in QEMU: where they are, and the

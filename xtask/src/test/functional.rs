@@ -10,8 +10,7 @@ use super::results::{meson_test, Count};
 use crate::{
     build::{build_both, Build, Device},
     env::Env,
-    guest::{self, Assets},
-    policy,
+    guest::{self, policy, Assets},
     version::KERNELS,
 };
 

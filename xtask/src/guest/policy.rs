@@ -13,10 +13,10 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use xshell::{cmd, Shell};
 
+use super::{assets, Assets};
 use crate::{
     apt,
     env::{replace_dir, sha256_of, Env},
-    guest::{self, Assets},
     run::{shell_in, RunQuiet},
 };
 
@@ -59,7 +59,7 @@ const DRIVER: &str = "drivers/virtio/virtio_balloon.c";
 const KBUILD: &str = "obj-m := virtio_balloon.o\n";
 
 /// A process that wants memory
-const PROGRAM: &str = "bench/memory.c";
+const PROGRAM: &str = "tests-functional/memory.c";
 
 /// Get the kernel of a Debian suite, and a directory with an initramfs for each
 /// of the policies, `NAME.gz`, unless that was done before.
@@ -68,7 +68,7 @@ const PROGRAM: &str = "bench/memory.c";
 ///
 /// Fails if there are no patches for this kernel, or packages are missing.
 pub fn provision(env: &Env, suite: &str) -> Result<(Assets, PathBuf)> {
-    let base = guest::provision(env, suite)?;
+    let base = assets::provision(env, suite)?;
     let version = version_of(&base.release)?;
     let mut parts = vec![
         fs::read(&base.initrd)?,

@@ -24,7 +24,8 @@ class BalloonPolicyTest(BalloonGuestTest):
     Boots guests with one of several balloon drivers.
 
     BALLOON_GUEST_POLICIES is a directory with an initramfs for each of them,
-    which also has a program that uses memory; see bench/memory.c.
+    which also has a program that uses memory: "memory touch MIB" writes to
+    each page of so much.
     '''
 
     def setUp(self):

@@ -9,11 +9,13 @@ use anyhow::{ensure, Result};
 use clap::Args;
 use xshell::cmd;
 
+use super::{
+    policy::{self, Policy},
+    program, SUITE,
+};
 use crate::{
     build::{Build, Device, Target},
     env::Env,
-    guest,
-    policy::{self, Policy},
     run::{shell_in, RunQuiet},
 };
 
@@ -52,14 +54,13 @@ pub struct Options {
 pub fn run(env: &Env, options: &Options) -> Result<()> {
     let build = Build::prepare(env, Device::Rust, Target::X86_64, None)?;
     build.build_qemu(env)?;
-    let (assets, drivers) = policy::provision(env, guest::SUITE)?;
+    let (assets, drivers) = policy::provision(env, SUITE)?;
     env.say(&format!("measuring guests with Linux {}", assets.release));
 
     let reps = if options.quick { 1 } else { options.reps }.to_string();
     let there = shell_in(&build.dir)?;
-    let (python, script) = (build.python(), env.repo.join("bench/guest_policies.py"));
-    let mut measure = cmd!(there, "{python} {script} --reps {reps}")
-        .envs(guest::python_env(&build, &assets))
+    let mut measure = program(env, &there, &build, &assets, "guest_policies.py")
+        .args(["--reps", &reps])
         .env("BALLOON_GUEST_POLICIES", drivers)
         .args(options.quick.then_some("--quick"));
     for policy in &options.policies {
@@ -81,7 +82,7 @@ pub fn run(env: &Env, options: &Options) -> Result<()> {
     let sh = shell_in(&env.repo)?;
     let mut report = cmd!(
         sh,
-        "cargo run -q --release --locked -p balloon-bench --bin policy-report -- {json}"
+        "cargo run -q --release --locked -p policy-report -- {json}"
     );
     if let Some(chart) = &options.chart {
         report = report.arg("--chart").arg(absolute(chart)?);
