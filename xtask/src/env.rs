@@ -174,11 +174,6 @@ pub fn sha256_of(parts: &[&[u8]]) -> String {
     format!("{:x}", hash.finalize())
 }
 
-/// SHA-256 of a byte string, in hexadecimal
-pub fn hash_bytes(bytes: &[u8]) -> String {
-    format!("{:x}", Sha256::digest(bytes))
-}
-
 /// An error as part of another one, without the log of a command that has
 /// failed except for the line that tells the error, or the last one
 pub fn one_line(err: &anyhow::Error) -> String {
@@ -253,7 +248,7 @@ mod tests {
     #[test]
     fn known_hash() {
         let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-        assert_eq!(hash_bytes(b""), empty);
+        assert_eq!(sha256(Path::new("/dev/null")).unwrap(), empty);
     }
 
     #[test]

@@ -11,7 +11,6 @@ mod env;
 mod guest;
 mod hugepages;
 mod install;
-mod manifest;
 mod preflight;
 mod run;
 mod series;
@@ -31,7 +30,6 @@ use crate::{
     preflight::Needs,
     source::Source,
     test::Suite,
-    version::QEMU,
 };
 
 /// virtio-balloon in Rust for QEMU
@@ -136,10 +134,6 @@ enum Cmd {
     /// Measure what guests do with deflate-on-oom, with the balloon drivers that
     /// Linux has had
     GuestPolicies(guest::policies::Options),
-    /// Write down which files the pinned tarball of QEMU has, for those who
-    /// work on a new version
-    #[command(hide = true)]
-    Manifest,
     /// Export all as a series of patches for git am
     Series {
         /// Directory for the patches
@@ -165,7 +159,7 @@ impl Cmd {
                 Needs::guest()
             }
             Self::Test { suites, .. } => test::needs(suites),
-            Self::Path { .. } | Self::Uninstall { .. } | Self::Manifest => return Ok(None),
+            Self::Path { .. } | Self::Uninstall { .. } => return Ok(None),
         }))
     }
 }
@@ -214,10 +208,6 @@ fn run(cli: Cli) -> Result<ExitCode> {
             chart,
         } => bench::run(&env, reps, &only, json.as_deref(), chart.as_deref())?,
         Cmd::GuestPolicies(options) => guest::policies::run(&env, &options)?,
-        Cmd::Manifest => {
-            let hash = manifest::write(&env)?;
-            println!("{} is written; tree_sha256: {hash}", QEMU.manifest);
-        }
         Cmd::Series { out, .. } => match out {
             Some(out) => {
                 let count = series::export(&env, &out)?;

@@ -4,8 +4,7 @@
 //! with
 //!
 //! Nothing else in xtask is specific to a version.  For another one, edit this
-//! table, run `cargo xtask manifest`, which tells the value of `tree_sha256`,
-//! and port the patches.  `requirements.txt` follows `pythondeps.toml` in
+//! table, and port the patches.  `requirements.txt` follows `pythondeps.toml` in
 //! QEMU's tree, and `patches/debian-source/overlays` follows
 //! `subprojects/*.wrap`.
 
@@ -28,8 +27,8 @@ pub struct Version {
     pub stable: &'static str,
     /// Upstream's tag
     pub tag: &'static str,
-    /// The commit that the tag names, if known
-    pub commit: Option<&'static str>,
+    /// The commit that the tag names, whose hash covers the content of all files
+    pub commit: &'static str,
     /// The tarball of Debian's source package
     pub tarball: PinnedFile,
     /// Debian's packaging
@@ -38,11 +37,6 @@ pub struct Version {
     pub repository: &'static str,
     /// The subprojects in the tarball that upstream keeps in other repositories
     pub subprojects: &'static [&'static str],
-    /// Below this checkout: the files of the tarball, to check upstream's
-    /// repository against
-    pub manifest: &'static str,
-    /// SHA-256 of the content of these files; see `manifest.rs`
-    pub tree_sha256: &'static str,
 }
 
 /// The version of QEMU that the series is for
@@ -50,7 +44,7 @@ pub const QEMU: Version = Version {
     number: "11.1.1",
     stable: "11.1",
     tag: "v11.1.1",
-    commit: None,
+    commit: "c3d48b7d1e89604920e5b81b91140c2ad39a1943",
     tarball: PinnedFile {
         path: "pool/main/q/qemu/qemu_11.1.1+ds.orig.tar.xz",
         sha256: "0b1376e75dbe3e2fea4e408f8669f88a723f419f36a5b7d74cc6a4cfe07e4f5e",
@@ -66,8 +60,6 @@ pub const QEMU: Version = Version {
         "keycodemapdb",
         "libvfio-user",
     ],
-    manifest: "xtask/qemu-11.1.1.manifest.xz",
-    tree_sha256: "d883ce0050e1e14c96f009f237c5d8b1fdbffa4cea556b1ced6729974affac2c",
 };
 
 impl PinnedFile {
@@ -111,8 +103,8 @@ mod tests {
         );
         let packaging = format!("qemu_{}+ds-", v.number);
         assert!(v.packaging.name().starts_with(&packaging));
-        assert!(v.manifest.contains(v.number));
-        for hash in [v.tarball.sha256, v.packaging.sha256, v.tree_sha256] {
+        assert_eq!(v.commit.len(), 40);
+        for hash in [v.tarball.sha256, v.packaging.sha256] {
             assert_eq!(hash.len(), 64, "{hash}");
         }
     }

@@ -97,7 +97,7 @@ pub fn export(env: &Env, out: &Path) -> Result<usize> {
     Ok(patches.len())
 }
 
-/// Put our text into the cover letter that git has made, and the commit on
+/// Put our text into the cover letter that git has made, and upstream's commit on
 /// which the patches are based at its end.
 fn fill_in(draft: &str, text: &str) -> Result<String> {
     let (subject, body) = text
@@ -114,12 +114,12 @@ fn fill_in(draft: &str, text: &str) -> Result<String> {
         );
         letter = letter.replacen(placeholder, content, 1);
     }
-    let base = match QEMU.commit {
-        Some(commit) => format!("base-commit: {commit}"),
-        // The tarball does not tell the commit.
-        None => format!("base: {}", QEMU.tag),
-    };
-    Ok(format!("{}\n\n{base}\n", letter.trim_end()))
+    // git format-patch --base would name the commit of our repository.
+    Ok(format!(
+        "{}\n\nbase-commit: {}\n",
+        letter.trim_end(),
+        QEMU.commit
+    ))
 }
 
 #[cfg(test)]
@@ -130,12 +130,13 @@ mod tests {
     fn cover_letter() {
         let draft = "Subject: [PATCH 00/02] *** SUBJECT HERE ***\n\n*** BLURB HERE ***\n\nx (2):\n";
         let letter = fill_in(draft, "subject\n\ntext\n\nmore\n").unwrap();
-        let (start, base) = letter.rsplit_once("\n\n").unwrap();
         assert_eq!(
-            start,
-            "Subject: [PATCH 00/02] subject\n\ntext\n\nmore\n\nx (2):"
+            letter,
+            format!(
+                "Subject: [PATCH 00/02] subject\n\ntext\n\nmore\n\nx (2):\n\nbase-commit: {}\n",
+                QEMU.commit
+            )
         );
-        assert!(base.starts_with("base"));
         fill_in(draft, "only a subject\n").unwrap_err();
         fill_in("Subject: x\n", "subject\n\ntext\n").unwrap_err();
     }

@@ -23,7 +23,7 @@ use xshell::{cmd, Shell};
 pub use self::{
     crates::forget_crates,
     mount::mounted_files,
-    obtain::{pinned_file, pinned_tarball, untar},
+    obtain::{pinned_file, untar},
 };
 use self::{
     crates::PACKAGE_CACHE,
@@ -244,7 +244,7 @@ impl Source {
 }
 
 /// Makes git independent of the configuration of the user.
-pub const GIT_ENV: [(&str, &str); 9] = [
+const GIT_ENV: [(&str, &str); 9] = [
     ("GIT_CONFIG_GLOBAL", "/dev/null"),
     ("GIT_CONFIG_SYSTEM", "/dev/null"),
     ("GIT_AUTHOR_NAME", "xtask"),

@@ -13,7 +13,6 @@ use xshell::{cmd, Shell};
 use crate::{
     apt,
     env::{one_line, remove, sha256, Env},
-    manifest,
     run::RunQuiet,
     tools::Tools,
     version::{PinnedFile, QEMU},
@@ -60,16 +59,6 @@ pub(super) fn obtain(env: &Env, dir: &Path) -> Result<()> {
     })
 }
 
-/// The pinned tarball
-///
-/// # Errors
-///
-/// Fails if it is neither in the directory that the user has named nor on
-/// Debian's mirror.
-pub fn pinned_tarball(env: &Env) -> Result<PathBuf> {
-    pinned_file(env, &QEMU.tarball)
-}
-
 /// A pinned file of Debian's source package
 ///
 /// # Errors
@@ -114,14 +103,27 @@ fn download(env: &Env, file: &PinnedFile) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Clone upstream's repository; the result has the files of the pinned tarball.
+/// Clone upstream's repository, at the pinned commit.
 fn clone_of_upstream(env: &Env, url: &str, dir: &Path) -> Result<()> {
-    git_clone(env, url, &["--depth=1", "--branch", QEMU.tag], dir)?;
-    check_version(dir)?;
-    provide_subprojects(env, None, dir)?;
-    env.say("comparing the files with those of the tarball");
-    manifest::check(env, dir)
-        .with_context(|| format!("{} there is not QEMU {}", QEMU.tag, QEMU.number))
+    // git computes the hashes of what it fetches, but not of what it links from a
+    // directory.
+    let args = ["--no-local", "--depth=1", "--branch", QEMU.tag];
+    git_clone(env, url, &args, dir)?;
+    check_commit(dir, QEMU.commit)?;
+    provide_subprojects(env, None, dir)
+}
+
+/// Check that a clone is at a commit.
+fn check_commit(dir: &Path, commit: &str) -> Result<()> {
+    let sh = Shell::new()?;
+    let head = cmd!(sh, "git -C {dir} rev-parse HEAD").read_quiet()?;
+    ensure!(
+        head == commit,
+        "{} there is not QEMU {}: it is the commit {head}, not {commit}",
+        QEMU.tag,
+        QEMU.number
+    );
+    Ok(())
 }
 
 /// Get a source that the user has given.
@@ -232,6 +234,7 @@ pub(super) fn check_version(dir: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::Source;
 
     #[test]
     fn tarballs_of_the_user() {
@@ -247,5 +250,29 @@ mod tests {
         assert!(error(dir).contains(tarball.to_str().unwrap()));
         let nowhere = tmp.path().join("nowhere");
         assert!(error(nowhere.to_str()).contains("no such directory"));
+    }
+
+    #[test]
+    fn clones_are_told_by_their_commit() {
+        let tmp = tempfile::tempdir().unwrap();
+        let env = Env::for_tests(tmp.path());
+        let (upstream, clone) = (tmp.path().join("upstream"), tmp.path().join("clone"));
+        fs::create_dir(&upstream).unwrap();
+        let source = Source {
+            dir: upstream.clone(),
+            key: String::new(),
+        };
+        let sh = source.git().unwrap();
+        cmd!(sh, "git init -q").run().unwrap();
+        cmd!(sh, "git commit -q --allow-empty -m x").run().unwrap();
+        let head = cmd!(sh, "git rev-parse HEAD").read().unwrap();
+
+        git_clone(&env, upstream.to_str().unwrap(), &["--no-local"], &clone).unwrap();
+        check_commit(&clone, &head).unwrap();
+        let error = check_commit(&clone, QEMU.commit).unwrap_err().to_string();
+        assert!(
+            error.contains("there is not QEMU") && error.contains(&head),
+            "{error}"
+        );
     }
 }
