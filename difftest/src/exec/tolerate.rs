@@ -19,11 +19,18 @@ use crate::{
 
 /// Whether an element for inflating or deflating, or what is left of older ones
 /// where its ring is now, may break the device
-pub(super) fn may_break_pages(op: &Op) -> bool {
+pub(super) fn may_break_pages(op: &Op, size: impl Fn(u32) -> u32) -> bool {
     let good = |seg: &Seg| matches!(seg, Seg::Data(data) if !data.is_empty());
     match op {
         Op::Elem { q, mode, segs, .. } => {
-            *q < 2 && (Mode::bad().contains(mode) || segs.is_empty() || !segs.iter().all(good))
+            // A chain can go on through descriptors of elements before it, which
+            // look different when they were returned.
+            let overlaps = || 2 * segs.len() as u32 > size(*q);
+            *q < 2
+                && (Mode::bad().contains(mode)
+                    || segs.is_empty()
+                    || !segs.iter().all(good)
+                    || overlaps())
         }
         Op::QueueAt { q, .. } => *q < 2,
         _ => false,
