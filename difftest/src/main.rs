@@ -121,7 +121,7 @@ fn announce(failure: &Failure, totals: &Totals, args: &Args) -> Result<()> {
     if let Some(path) = &args.save {
         std::fs::write(
             path.with_extension("full"),
-            to_text(&failure.cfg, &failure.ops),
+            to_text(&failure.cfg, &failure.ops)?,
         )?;
     }
     Ok(())

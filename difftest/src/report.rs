@@ -19,7 +19,7 @@ pub fn report(failure: &Failure, args: &Args) -> Result<()> {
     for line in failure.what.lines() {
         text += &format!("# {line}\n");
     }
-    text += &to_text(&failure.cfg, &failure.ops);
+    text += &to_text(&failure.cfg, &failure.ops)?;
     println!("{text}");
     if let Some(path) = &args.save {
         std::fs::write(path, text)?;

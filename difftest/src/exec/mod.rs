@@ -229,7 +229,7 @@ impl Lockstep {
                 }
             }
             if let Some(command) = op.qmp_command() {
-                self.run_qmp(command, op, &mut list, effects)?;
+                self.run_qmp(&command.to_string(), op, &mut list, effects)?;
             }
             let live = *op == Op::MigrateLive;
             let moved = (live || *op == Op::Migrate) && self.migrate(live, &mut list, effects)?;

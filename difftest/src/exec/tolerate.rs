@@ -27,7 +27,7 @@ pub(super) fn may_break_pages(op: &Op, size: impl Fn(u32) -> u32) -> bool {
             // look different when they were returned.
             let overlaps = || 2 * segs.len() as u32 > size(*q);
             *q < 2
-                && (Mode::bad().contains(mode)
+                && (Mode::BAD.contains(mode)
                     || segs.is_empty()
                     || !segs.iter().all(good)
                     || overlaps())

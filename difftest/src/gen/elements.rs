@@ -289,7 +289,7 @@ impl Generator<'_> {
             }
         }
         let hint = Some(q) == self.hint_queue();
-        let mut mode = self.rng.pick(&Mode::bad());
+        let mut mode = self.rng.pick(&Mode::BAD);
         // It makes descriptors available that were used before.
         if mode == Mode::Jump && (hint || self.foreign || !self.running) {
             self.avoid(if hint {

@@ -69,9 +69,7 @@ impl Generator<'_> {
             }
             _ => json!({"execute": self.rng.pick(&["query-status", "query-memory-size-summary"])}),
         };
-        Op::Qmp {
-            command: command.to_string(),
-        }
+        Op::Qmp { command }
     }
 
     pub(super) fn property(&mut self) -> &'static str {

@@ -2,10 +2,13 @@
 
 //! The options of QEMU
 
-use std::fmt::{self, Display, Write};
+use std::fmt::Write;
+
+use serde::{Deserialize, Serialize};
 
 /// With what options QEMU is started
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
 pub struct Config {
     pub legacy: bool,
     pub deflate_on_oom: bool,
@@ -15,6 +18,7 @@ pub struct Config {
     /// Packed rings are offered.
     pub packed: bool,
     /// That elements are returned in order is offered.
+    #[serde(rename = "in_order")]
     pub in_order: bool,
     /// PCI instead of virtio-mmio
     pub pci: bool,
@@ -22,52 +26,7 @@ pub struct Config {
     pub i440fx: bool,
 }
 
-const N: usize = 9;
-
 impl Config {
-    pub(super) const NAMES: [&'static str; N] = [
-        "legacy",
-        "deflate-on-oom",
-        "free-page-hint",
-        "page-poison",
-        "free-page-reporting",
-        "packed",
-        "in_order",
-        "pci",
-        "i440fx",
-    ];
-    /// Those that are properties of the device
-    const PROPERTIES: std::ops::Range<usize> = 1..7;
-
-    fn flags(&self) -> [bool; N] {
-        [
-            self.legacy,
-            self.deflate_on_oom,
-            self.free_page_hint,
-            self.page_poison,
-            self.free_page_reporting,
-            self.packed,
-            self.in_order,
-            self.pci,
-            self.i440fx,
-        ]
-    }
-
-    /// From flags in the order of the fields
-    pub fn from_flags(f: [bool; N]) -> Self {
-        Self {
-            legacy: f[0],
-            deflate_on_oom: f[1],
-            free_page_hint: f[2],
-            page_poison: f[3],
-            free_page_reporting: f[4],
-            packed: f[5],
-            in_order: f[6],
-            pci: f[7],
-            i440fx: f[8],
-        }
-    }
-
     /// Which of the counted configurations it is
     pub fn name(&self) -> String {
         let transport = if self.pci { "pci" } else { "mmio" };
@@ -96,8 +55,14 @@ impl Config {
             true => String::from("virtio-balloon-pci,id=balloon,ioeventfd=off"),
             false => String::from("virtio-balloon-device,id=balloon"),
         };
-        let flags = self.flags();
-        for (name, value) in Self::PROPERTIES.map(|i| (Self::NAMES[i], flags[i])) {
+        for (name, value) in [
+            ("deflate-on-oom", self.deflate_on_oom),
+            ("free-page-hint", self.free_page_hint),
+            ("page-poison", self.page_poison),
+            ("free-page-reporting", self.free_page_reporting),
+            ("packed", self.packed),
+            ("in_order", self.in_order),
+        ] {
             let value = if value { "on" } else { "off" };
             let _ = write!(device, ",{name}={value}");
         }
@@ -128,15 +93,5 @@ impl Config {
             .map(String::from),
         );
         args
-    }
-}
-
-impl Display for Config {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("config")?;
-        for (name, value) in Self::NAMES.iter().zip(self.flags()) {
-            write!(f, " {name}={}", u8::from(value))?;
-        }
-        Ok(())
     }
 }

@@ -8,24 +8,38 @@ mod shrink;
 mod tests;
 mod text;
 
+use serde::{Deserialize, Serialize};
+use serde_json::{json, Value};
+
+use self::text::{hex_bytes, hex_number, name};
 pub use self::{
     config::Config,
     text::{from_text, to_text},
 };
 
 /// A part of the buffer of an element
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Seg {
     /// Device-readable, with these bytes, at a place of the executor's choice
-    Data(Vec<u8>),
+    Data(#[serde(with = "hex_bytes")] Vec<u8>),
     /// Device-readable
-    Out { addr: u64, len: u32 },
+    Out {
+        #[serde(with = "hex_number")]
+        addr: u64,
+        len: u32,
+    },
     /// Device-writable
-    In { addr: u64, len: u32 },
+    In {
+        #[serde(with = "hex_number")]
+        addr: u64,
+        len: u32,
+    },
 }
 
 /// How the descriptors of an element are laid out
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// In the queue
     Direct,
@@ -52,39 +66,29 @@ pub enum Mode {
 }
 
 impl Mode {
-    const ALL: [(&'static str, Self); 11] = [
-        ("direct", Self::Direct),
-        ("cross", Self::Cross),
-        ("indirect", Self::Indirect),
-        ("indirect-odd", Self::IndirectOdd),
-        ("indirect-empty", Self::IndirectEmpty),
-        ("indirect-next", Self::IndirectNext),
-        ("indirect-nested", Self::IndirectNested),
-        ("loop", Self::Loop),
-        ("bad-next", Self::BadNext),
-        ("bad-head", Self::BadHead),
-        ("jump", Self::Jump),
-    ];
-
-    /// Name in the text format
-    pub fn name(self) -> &'static str {
-        Self::ALL
-            .iter()
-            .find(|(_, mode)| *mode == self)
-            .map_or("?", |(name, _)| name)
-    }
-
     /// Those in which something is wrong
-    pub fn bad() -> Vec<Self> {
-        Self::ALL[3..].iter().map(|(_, mode)| *mode).collect()
-    }
+    pub const BAD: [Self; 8] = [
+        Self::IndirectOdd,
+        Self::IndirectEmpty,
+        Self::IndirectNext,
+        Self::IndirectNested,
+        Self::Loop,
+        Self::BadNext,
+        Self::BadHead,
+        Self::Jump,
+    ];
 }
 
 /// An operation of the driver or of the user
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Op {
     /// Reset, negotiate features, set up all queues, and set `DRIVER_OK`
-    Init { features: u64, size: u32 },
+    Init {
+        #[serde(with = "hex_number")]
+        features: u64,
+        size: u32,
+    },
     /// The driver resets the device
     Reset,
     /// The legacy way to do that
@@ -92,7 +96,10 @@ pub enum Op {
     /// Write the device status
     Status { value: u8 },
     /// Reset, and negotiate features; no more
-    Negotiate { features: u64 },
+    Negotiate {
+        #[serde(with = "hex_number")]
+        features: u64,
+    },
     /// Write 32 of the features
     Features { sel: u32, value: u32 },
     /// Set up a queue
@@ -101,8 +108,11 @@ pub enum Op {
     QueueAt {
         q: u32,
         size: u32,
+        #[serde(with = "hex_number")]
         desc: u64,
+        #[serde(with = "hex_number")]
         avail: u64,
+        #[serde(with = "hex_number")]
         used: u64,
     },
     /// Reset a queue, and set it up again, unless the size is 0
@@ -123,7 +133,12 @@ pub enum Op {
     /// Write `used_event`, relative to the available index
     UsedEvent { q: u32, value: u16 },
     /// Write the configuration space
-    CfgWrite { off: u64, width: u8, value: u64 },
+    CfgWrite {
+        off: u64,
+        width: u8,
+        #[serde(with = "hex_number")]
+        value: u64,
+    },
     /// Read the configuration space
     CfgRead { off: u64, width: u8 },
     /// Read a register of the transport
@@ -133,7 +148,7 @@ pub enum Op {
     /// The guest writes to all pages of the window
     Fill,
     /// A QMP command
-    Qmp { command: String },
+    Qmp { command: Value },
     /// Stop the VM
     Stop,
     /// Continue the VM
@@ -178,7 +193,7 @@ impl Op {
                     (false, true) => "in",
                     (false, false) => "none",
                 };
-                format!("element {} {} {dirs}{kick}", queue(*q), mode.name())
+                format!("element {} {} {dirs}{kick}", queue(*q), name(mode))
             }
             Self::Kick { value } => format!("kick {}", queue(*value)),
             Self::Queue { q, .. } => format!("queue {}", queue(*q)),
@@ -187,28 +202,21 @@ impl Op {
             Self::CfgWrite { width, .. } => format!("cfg-write {}", width * 8),
             Self::CfgRead { width, .. } => format!("cfg-read {}", width * 8),
             Self::Qmp { command } => {
-                let value: serde_json::Value = serde_json::from_str(command).unwrap_or_default();
-                let args = &value["arguments"];
-                let name = value["execute"].as_str().unwrap_or("?");
-                let property = args["property"].as_str().unwrap_or("");
-                format!("qmp {name} {property}").trim_end().to_owned()
+                let execute = command["execute"].as_str().unwrap_or("?");
+                let property = command["arguments"]["property"].as_str().unwrap_or("");
+                format!("qmp {execute} {property}").trim_end().to_owned()
             }
-            _ => self
-                .to_string()
-                .split(' ')
-                .next()
-                .unwrap_or_default()
-                .to_owned(),
+            _ => name(self),
         }
     }
 
     /// The QMP command that is to be sent
-    pub fn qmp_command(&self) -> Option<&str> {
+    pub fn qmp_command(&self) -> Option<Value> {
         match self {
-            Self::Qmp { command } => Some(command),
-            Self::Stop => Some(r#"{"execute":"stop"}"#),
-            Self::Cont => Some(r#"{"execute":"cont"}"#),
-            Self::SystemReset => Some(r#"{"execute":"system_reset"}"#),
+            Self::Qmp { command } => Some(command.clone()),
+            Self::Stop => Some(json!({"execute": "stop"})),
+            Self::Cont => Some(json!({"execute": "cont"})),
+            Self::SystemReset => Some(json!({"execute": "system_reset"})),
             _ => None,
         }
     }
