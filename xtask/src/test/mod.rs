@@ -12,7 +12,7 @@ mod results;
 mod sanitize;
 mod unit;
 
-use std::{path::PathBuf, process::ExitCode, time::SystemTime};
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
@@ -75,6 +75,9 @@ impl Suite {
 /// The exit code that tells meson that nothing could be tested
 const SKIPPED: u8 = 77;
 
+/// The seed with which difftest chooses one, and prints it with the result
+const RANDOM: &str = "random";
+
 /// What the user has chosen
 #[derive(Args)]
 pub struct Options {
@@ -99,7 +102,7 @@ pub struct Options {
     /// Seed, for differential: a number, or "random"; others give other
     /// operations
     #[arg(long, default_value = "1", value_parser = parse_seed)]
-    seed: u64,
+    seed: String,
     /// Where QEMU was installed, for libvirt
     #[arg(long, default_value = install::DEFAULT_PREFIX)]
     prefix: PathBuf,
@@ -108,19 +111,18 @@ pub struct Options {
     each: bool,
 }
 
-/// The number is printed together with the result.
-fn parse_seed(text: &str) -> Result<u64> {
-    if text == "random" {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
-        return Ok(now.as_secs());
+fn parse_seed(text: &str) -> Result<String> {
+    if text != RANDOM {
+        text.parse::<u64>()
+            .context("neither a number nor \"random\"")?;
     }
-    text.parse().context("neither a number nor \"random\"")
+    Ok(text.to_owned())
 }
 
 /// What it takes to run these suites, or all of them
 pub fn needs(suites: &[Suite]) -> Needs {
     let only = |which: &[Suite]| !suites.is_empty() && suites.iter().all(|s| which.contains(s));
-    if only(&[Suite::Libvirt]) {
+    if only(&[Suite::Libvirt, Suite::Container]) {
         // Whatever else is missing is the reason to skip it.
         return Needs::default();
     }
@@ -163,7 +165,7 @@ pub fn run(env: &Env, suites: &[Suite], options: &Options) -> Result<ExitCode> {
             Suite::Qtest => qtest(env, device, target)?,
             Suite::Functional => functional(env, device, &options.kernels, quick)?,
             Suite::Differential => differential(env, options)?,
-            Suite::Sanitize => sanitize(env, options.seed)?,
+            Suite::Sanitize => sanitize(env, &options.seed)?,
             Suite::Libvirt => libvirt(env, &options.prefix)?,
             Suite::Deb => deb(env)?,
             Suite::Container => container(env)?,
@@ -201,9 +203,8 @@ pub fn run(env: &Env, suites: &[Suite], options: &Options) -> Result<ExitCode> {
 
 /// Run random operations on both devices.
 fn differential(env: &Env, options: &Options) -> Result<Count> {
-    let Options { ops, seed, .. } = *options;
     let [c, rust] = &build_both(env)?;
-    compare(env, [c, rust], ops, seed, &[])
+    compare(env, [c, rust], options.ops, &options.seed, &[])
 }
 
 /// Run operations on the C device and the Rust device of these builds: those that
@@ -212,7 +213,7 @@ fn compare(
     env: &Env,
     [c, rust]: [&Build; 2],
     ops: u64,
-    seed: u64,
+    seed: &str,
     vars: &[(&'static str, PathBuf)],
 ) -> Result<Count> {
     let sh = shell_in(&env.repo)?;
@@ -244,11 +245,10 @@ fn compare(
         "{ops} random operations on both devices, seed {seed}"
     ));
     let save = save.display();
-    let args = [
-        format!("--ops={ops}"),
-        format!("--seed={seed}"),
-        format!("--save={save}"),
-    ];
+    let mut args = vec![format!("--ops={ops}"), format!("--save={save}")];
+    if seed != RANDOM {
+        args.push(format!("--seed={seed}"));
+    }
     count += run(&args)?;
     Ok(count)
 }

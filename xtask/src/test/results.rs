@@ -121,43 +121,9 @@ pub fn parse_junit(xml: &str) -> Result<Count> {
     Ok(count)
 }
 
-/// Sum up lines like `test result: ok. 3 passed; 0 failed; 1 ignored; ...`
-pub fn parse_cargo_test(out: &str) -> Count {
-    let mut count = Count::default();
-    for line in out.lines().filter(|l| l.starts_with("test result:")) {
-        let get = |what: &str| -> usize {
-            line.split([';', '.'])
-                .filter_map(|part| part.trim().strip_suffix(what))
-                .find_map(|n| n.trim().parse().ok())
-                .unwrap_or(0)
-        };
-        count += Count {
-            passed: get("passed"),
-            failed: get("failed"),
-            skipped: get("ignored"),
-        };
-    }
-    count
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn cargo_results_are_summed() {
-        let out = "running 2 tests\ntest result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 \
-                   filtered out\ntest result: FAILED. 3 passed; 1 failed; 0 ignored; 0 measured\n";
-        assert_eq!(
-            parse_cargo_test(out),
-            Count {
-                passed: 5,
-                failed: 1,
-                skipped: 1
-            }
-        );
-        assert_eq!(parse_cargo_test("nothing"), Count::default());
-    }
 
     #[test]
     fn junit_results() {

@@ -104,7 +104,7 @@ fn read_all(dir: &Path) -> Result<Vec<(PathBuf, String)>> {
 
 /// Run the qtests on both devices, and some tests of each kind on the Rust
 /// device.
-pub fn sanitize(env: &Env, seed: u64) -> Result<Count> {
+pub fn sanitize(env: &Env, seed: &str) -> Result<Count> {
     let [c, rust] = [Device::C, Device::Rust]
         .map(|device| Build::prepare_sanitized(env, device, Target::X86_64));
     let (c, rust) = (c?, rust?);
