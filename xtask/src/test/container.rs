@@ -17,11 +17,12 @@ const IMAGE: &str = "qemu-virtio-balloon-rs";
 /// Build the container, and run its tests.
 pub fn container(env: &Env) -> Result<Count> {
     let sh = shell_in(&env.repo)?;
-    let is_installed = |program: &&str| cmd!(sh, "{program} --version").read_quiet().is_ok();
-    let Some(program) = ["podman", "docker"].into_iter().find(is_installed) else {
+    // docker can be installed without its daemon.
+    let works = |program: &&str| cmd!(sh, "{program} info").run_quiet().is_ok();
+    let Some(program) = ["podman", "docker"].into_iter().find(works) else {
         return Ok(skip(
             "the container is",
-            "neither podman nor docker is installed",
+            "neither podman nor docker works here",
         ));
     };
     env.run(
