@@ -11,12 +11,12 @@ use std::{
 use anyhow::{ensure, Context, Result};
 use xshell::{cmd, Shell};
 
-use super::{add_worktree, export, style::check_style};
+use super::{export, style::check_style};
 use crate::{
     build::{Build, Device, Target},
     env::Env,
     run::RunQuiet,
-    source::{local_patches, mounted_files, patches_in, Source},
+    source::{in_worktree, local_patches, mounted_files, patches_in, Source},
 };
 
 /// Check that the exported series applies to the pristine source and results in
@@ -38,10 +38,10 @@ pub fn check(env: &Env, each: bool) -> Result<usize> {
     let scratch = tmp.path().join("tree");
     let sh = source.git()?;
     let patches = patches_in(&out)?;
-    add_worktree(&sh, &scratch, &patches, [])?;
-    let result = check_result(env, &sh, &source, &scratch, &patches);
-    cmd!(sh, "git worktree remove --force {scratch}").run_quiet()?;
-    check_maintainers(&sh, &result?)?;
+    let added = in_worktree(&sh, &scratch, "pristine", |inner| {
+        check_result(env, inner, &source, &scratch, &patches)
+    })?;
+    check_maintainers(&sh, &added)?;
     check_style(env, &sh, &patches)?;
     if each {
         build_each(env, &source, &patches)?;
@@ -53,13 +53,12 @@ pub fn check(env: &Env, each: bool) -> Result<usize> {
 /// files that they add.
 fn check_result(
     env: &Env,
-    sh: &Shell,
+    inner: &Shell,
     source: &Source,
     scratch: &Path,
     patches: &[PathBuf],
 ) -> Result<Vec<String>> {
-    let inner = sh.clone();
-    inner.change_dir(scratch);
+    let sh = source.git()?;
     cmd!(inner, "git am -q {patches...}").run_quiet()?;
 
     // What is checked out (with the patches that are not for upstream) and mounted

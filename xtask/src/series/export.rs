@@ -7,11 +7,11 @@ use std::{fs, path::Path};
 use anyhow::{ensure, Context, Result};
 use xshell::cmd;
 
-use super::{add_worktree, assign, steps};
+use super::{assign, steps};
 use crate::{
     env::{remove, Env},
     run::RunQuiet,
-    source::{mounted_files, patches_in, Source},
+    source::{in_worktree, mounted_files, patches_in, Source},
     version::QEMU,
 };
 
@@ -52,12 +52,7 @@ pub fn export(env: &Env, out: &Path) -> Result<usize> {
         .iter()
         .map(|step| env.repo.join("patches/qemu").join(&step.patch))
         .collect();
-    let paths = steps.iter().flat_map(|step| step.paths.clone());
-    add_worktree(&sh, &scratch, &edited, paths)?;
-
-    let result = (|| {
-        let inner = sh.clone();
-        inner.change_dir(&scratch);
+    in_worktree(&sh, &scratch, "pristine", |inner| {
         for (i, patch) in edited.iter().enumerate() {
             cmd!(inner, "git am -q {patch}")
                 .run_quiet()
@@ -81,9 +76,7 @@ pub fn export(env: &Env, out: &Path) -> Result<usize> {
             "git format-patch -q --abbrev=7 --no-signature --zero-commit --cover-letter -o {tmp} pristine"
         )
         .run_quiet()
-    })();
-    cmd!(sh, "git worktree remove --force {scratch}").run_quiet()?;
-    result?;
+    })?;
 
     let draft = tmp.join("0000-cover-letter.patch");
     let letter = fill_in(&fs::read_to_string(&draft)?, &cover_letter)?;

@@ -14,14 +14,13 @@ mod style;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use anyhow::{anyhow, ensure, Result};
-use xshell::{cmd, Shell};
 
 pub use self::{check::check, export::export, import::import};
-use crate::{env::Env, run::RunQuiet, source::patches_in};
+use crate::{env::Env, source::patches_in};
 
 /// A line of `patches/series`: a patch, and the files and directories in QEMU's
 /// tree that are new with it
@@ -96,44 +95,10 @@ fn steps(env: &Env) -> Result<Vec<Step>> {
     Ok(steps)
 }
 
-/// Check the pristine source out to `dir`, as far as the patches need it: all
-/// of it takes a minute.
-fn add_worktree(
-    sh: &Shell,
-    dir: &Path,
-    patches: &[PathBuf],
-    more: impl IntoIterator<Item = PathBuf>,
-) -> Result<()> {
-    let edited = cmd!(sh, "git apply --numstat {patches...}").read_quiet()?;
-    let patterns: BTreeSet<_> = edited
-        .lines()
-        .filter_map(|line| Path::new(line.split('\t').nth(2)?).parent())
-        .map(|parent| match parent.to_string_lossy().as_ref() {
-            "" => "/*\n!/*/\n".to_owned(),
-            path => format!("/{path}/\n"),
-        })
-        .chain(
-            more.into_iter()
-                .map(|path| format!("/{}\n", path.display())),
-        )
-        .collect();
-
-    cmd!(sh, "git worktree prune").run_quiet()?;
-    cmd!(
-        sh,
-        "git worktree add -q --no-checkout --detach {dir} pristine"
-    )
-    .run_quiet()?;
-    let inner = sh.clone();
-    inner.change_dir(dir);
-    cmd!(inner, "git sparse-checkout set --no-cone --stdin")
-        .stdin(patterns.into_iter().collect::<String>())
-        .run_quiet()?;
-    cmd!(inner, "git checkout -q").run_quiet()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn files(paths: &[&str]) -> Vec<(PathBuf, PathBuf)> {
