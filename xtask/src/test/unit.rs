@@ -111,11 +111,12 @@ fn clippy_in_qemu(env: &Env, build: &Build) -> Result<()> {
     // cargo in QEMU's workspace, which needs the bindings that meson has generated,
     // and the trace points, which the tests do not
     build.ninja(env, &["trace/trace-hw_virtio.rs".to_owned()])?;
-    // The bindings themselves are not for clippy.
+    // The bindings themselves are not for clippy; the trace points are part of the
+    // device, and some have many arguments.
     cmd!(
         sh,
         "{meson} devenv -C {dir} --workdir {rust} cargo clippy --offline --locked --quiet
-         --no-deps {packages...} -- -Dwarnings"
+         --no-deps {packages...} -- -Dwarnings -Aclippy::too_many_arguments"
     )
     .env("CARGO_HOME", env.cache.join("cargo-home"))
     .env("CARGO_TARGET_DIR", dir.join("cargo-target"))
