@@ -110,7 +110,8 @@ fn clippy_in_qemu(env: &Env, build: &Build) -> Result<()> {
     let packages = CRATES.iter().map(|name| format!("-p{name}"));
     // cargo in QEMU's workspace, which needs the bindings that meson has generated,
     // and the trace points, which the tests do not
-    build.ninja(env, &["trace/trace-hw_virtio.rs".to_owned()])?;
+    let trace = ["hw_timer", "hw_virtio"].map(|name| format!("trace/trace-{name}.rs"));
+    build.ninja(env, &trace)?;
     // The bindings themselves are not for clippy; the trace points are part of the
     // device, and some have many arguments.
     cmd!(
