@@ -29,14 +29,7 @@ const COPIES: [Copies; 2] = [
     Copies {
         name: "mutants",
         mutations: include!("mutations.rs"),
-        modules: &[
-            "budget",
-            "engine",
-            "page_work",
-            "pages",
-            "report_work",
-            "runs",
-        ],
+        modules: &["budget", "engine", "pages", "reports", "spec"],
         model: "model.rs",
         replacements: &[],
     },

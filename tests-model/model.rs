@@ -17,10 +17,9 @@ use proptest::{
 
 use self::balloon::{
     budget::Budget,
-    engine::{self, Engine, Host, Queue, Work},
-    page_work::{PageHost, PageSink, PageWork, Tally},
-    report_work::{Part, ReportHost, ReportWork, ReportedRange},
-    runs::{Run, Runs},
+    engine::{Engine, Event, Port, Work},
+    pages::{PagePort, PageWork, Pieces, Run, Runs, Tally},
+    reports::{Piece, ReportPort, ReportWork, ReportedRange},
 };
 
 /// More calls than any turn needs
@@ -56,8 +55,8 @@ enum Op {
     /// Make a request available without notifying the queue
     Add(Request),
     Kick,
-    /// Let the main loop run what was scheduled
-    MainLoop,
+    /// Iterations of the main loop, which may be for other reasons
+    MainLoop(u8),
     Stop,
     Cont,
     Reset,
@@ -97,7 +96,7 @@ fn scenario() -> impl Strategy<Value = Scenario> {
         6 => prop::collection::vec(request(), 1..5).prop_map(Op::Send),
         1 => request().prop_map(Op::Add),
         1 => Just(Op::Kick),
-        6 => Just(Op::MainLoop),
+        6 => (1u8..4).prop_map(Op::MainLoop),
         2 => Just(Op::Stop),
         3 => Just(Op::Cont),
         1 => Just(Op::Reset),
@@ -214,6 +213,8 @@ struct World<W> {
     /// Up to where buffers were discarded, in bytes
     reported: RefCell<HashMap<(usize, usize), u64>>,
     to_be_notified: Cell<bool>,
+    /// The queue was reset, and not notified since then
+    fresh: Cell<bool>,
     nested: RefCell<VecDeque<Nested>>,
     depth: Cell<u32>,
     calls: Cell<u32>,
@@ -258,6 +259,7 @@ impl<W: Default> World<W> {
             discarded: RefCell::default(),
             reported: RefCell::default(),
             to_be_notified: Cell::new(false),
+            fresh: Cell::new(false),
             nested: RefCell::new(s.nested.clone().into()),
             depth: Cell::new(0),
             calls: Cell::new(0),
@@ -334,22 +336,26 @@ impl<W: Default> World<W> {
     }
 }
 
-/// The part of the device for one of the queues
-trait Device: Host<Element = Element>
+/// The part of the device for one of the queues, in one life of the queue
+trait Device: Port<Element = Element>
 where
     Self::Work: Work<Self>,
 {
-    fn new(s: &Scenario) -> Self;
-    fn world(&self) -> &World<Self::Work>;
+    /// The device as it is at the moment
+    fn now(world: &Rc<World<Self::Work>>) -> Self;
+    fn world(&self) -> &Rc<World<Self::Work>>;
 
     fn kick(&self) {
         let w = self.world();
         w.notified.set(w.next_id.get());
-        self.called_with(engine::run);
+        let before = w.now.get();
+        let at_once = w.fresh.replace(false) && w.depth.get() == 0;
+        self.handle(Event::Notified);
+        assert!(!at_once || w.now.get() > before, "a reset does not end the pause");
     }
 
     /// Call the device, and check what it did if that was not from inside.
-    fn called_with(&self, f: fn(&Self)) {
+    fn handle(&self, event: Event) {
         let w = self.world();
         let outermost = w.depth.get() == 0;
         w.depth.set(w.depth.get() + 1);
@@ -358,9 +364,11 @@ where
             w.left_work.set(false);
             w.refused.set(false);
         }
-        f(self);
+        Self::now(w).turn(event);
         w.depth.set(w.depth.get() - 1);
         if outermost {
+            let idle = event == Event::Notified || w.used.get() == (0, 0, 0, 0);
+            assert!(w.running.get() || idle, "works although the VM is stopped");
             self.check_turn();
             self.check_pause();
         }
@@ -368,9 +376,9 @@ where
 
     fn reset(&self) {
         let w = self.world();
-        self.cancel();
         w.since_turn.set(None);
         w.delay.set(0);
+        w.fresh.set(true);
         w.forget();
         let work = w.engine.borrow_mut().invalidate();
         drop(work);
@@ -443,7 +451,7 @@ where
 
     fn cont(&self) {
         if !self.world().running.replace(true) {
-            engine::vm_started(self);
+            self.handle(Event::Started);
         }
     }
 
@@ -455,23 +463,21 @@ where
             w.delay.set(0);
             w.used.set((0, 0, 0, 0));
             w.depth.set(w.depth.get() + 1);
-            engine::vm_stopped(self);
+            Self::now(w).turn(Event::Stopped);
             w.depth.set(w.depth.get() - 1);
             self.check_turn();
-            let scheduled = w.scheduled.get() || w.timer.get();
-            assert!(!scheduled, "scheduled although the VM is stopped");
         }
     }
 
     fn main_loop(&self) {
         let w = self.world();
-        if w.timer.replace(false) {
-            w.scheduled.set(true);
+        w.scheduled.set(false);
+        w.since_turn.set(w.since_turn.get().map(|n| n + 1));
+        // Time stands still while the VM is stopped.
+        if w.running.get() && w.timer.replace(false) {
+            self.handle(Event::Retry);
         }
-        if w.scheduled.replace(false) {
-            w.since_turn.set(w.since_turn.get().map(|n| n + 1));
-            self.called_with(engine::resume);
-        }
+        self.handle(Event::MainLoop);
     }
 
     fn apply(&self, op: &Op) {
@@ -483,7 +489,7 @@ where
             }
             Op::Add(request) => w.add(request.clone()),
             Op::Kick => self.kick(),
-            Op::MainLoop => self.main_loop(),
+            Op::MainLoop(n) => (0..*n).for_each(|_| self.main_loop()),
             Op::Stop => self.stop(),
             Op::Cont => self.cont(),
             Op::Reset => {
@@ -495,7 +501,9 @@ where
                 let old = w.engine.replace(Engine::default());
                 drop(old);
                 w.scheduled.set(false);
-                w.engine.borrow_mut().expect();
+                w.timer.set(false);
+                w.fresh.set(false);
+                self.handle(Event::Arrived);
                 // the new one looks at all that there is
                 w.notified.set(w.next_id.get());
                 self.cont();
@@ -506,7 +514,7 @@ where
     }
 
     /// All that the device was notified of is done in the end.
-    fn finish(&self) {
+    fn finish_all(&self) {
         let w = self.world();
         w.has_memory.set(true);
         self.cont();
@@ -532,9 +540,9 @@ fn check<D: Device>(s: &Scenario)
 where
     D::Work: Work<D>,
 {
-    let device = D::new(s);
+    let device = D::now(&Rc::new(World::new(s)));
     s.ops.iter().for_each(|op| device.apply(op));
-    device.finish();
+    device.finish_all();
 }
 
 /// Try random scenarios; returns the smallest one that has been found to go

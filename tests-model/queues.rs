@@ -3,22 +3,24 @@
 // The part of the device for each queue, with what it needs from the model.  This
 // file is included by model.rs.
 
-struct Pages(World<PageWork<Element>>);
-struct Reports(World<ReportWork<Element>>);
+/// With the life of the queue that it is made for
+struct Pages(Rc<World<PageWork<Element>>>, u32);
+struct Reports(Rc<World<ReportWork<Element>>>, u32);
 
 macro_rules! impl_device {
     ($t:ident, $work:ty) => {
         impl Device for $t {
-            fn new(s: &Scenario) -> Self {
-                Self(World::new(s))
+            fn now(world: &Rc<World<$work>>) -> Self {
+                Self(world.clone(), world.log.life.get())
             }
-            fn world(&self) -> &World<$work> {
+            fn world(&self) -> &Rc<World<$work>> {
                 &self.0
             }
         }
 
-        impl Queue for $t {
+        impl Port for $t {
             type Element = Element;
+            type Work = $work;
 
             fn capacity(&self) -> usize {
                 self.0.capacity
@@ -47,11 +49,9 @@ macro_rules! impl_device {
                 self.0.to_be_notified.set(false);
                 self.called();
             }
-        }
-
-        impl Host for $t {
-            type Work = $work;
-
+            fn is_current(&self) -> bool {
+                self.1 == self.0.log.life.get()
+            }
             fn engine<R>(&self, f: impl FnOnce(&mut Engine<$work>) -> R) -> R {
                 self.0.calls.set(self.0.calls.get() + 1);
                 assert!(self.0.calls.get() < ENDLESS, "does not end");
@@ -65,7 +65,6 @@ macro_rules! impl_device {
             }
             fn schedule(&self) {
                 assert!(self.0.running.get());
-                self.0.timer.set(false);
                 self.0.scheduled.set(true);
                 self.0.left_work.set(true);
             }
@@ -76,10 +75,6 @@ macro_rules! impl_device {
                 assert_eq!(delay, (2 * last).clamp(1, 1000), "delay");
                 self.0.left_work.set(true);
                 self.0.timer.set(true);
-            }
-            fn cancel(&self) {
-                self.0.scheduled.set(false);
-                self.0.timer.set(false);
             }
         }
     };
@@ -102,59 +97,42 @@ impl Pages {
     }
 }
 
-struct Sink<'a> {
-    device: &'a Pages,
-    added: Vec<Run>,
-}
+impl PagePort for Pages {
+    fn discard(&self, pfns: usize, pieces: &mut Pieces<'_>, budget: &mut Budget) -> Option<Tally> {
+        // No more than that, and all if it is not less
+        let total: usize = {
+            let requests = self.0.requests.borrow();
+            let all = self.0.log.in_flight.borrow();
+            all.iter().map(|id| requests[id].pfns.len()).sum()
+        };
+        assert!(pfns >= total, "the elements have more PFNs");
 
-impl PageSink for Sink<'_> {
-    fn add(&mut self, run: Run, budget: &mut Budget) -> Tally {
-        assert!(run.first <= run.last);
-        self.device.0.charge(0, 0, 2, run.pages() * PAGE);
-        budget.charge_range(run.pages() * PAGE, false);
-        self.added.push(run);
-        Tally {
-            ram: run.pages(),
-            bad: 0,
+        let mut runs = Vec::new();
+        while let Some(run) = pieces.next(budget) {
+            assert!(run.first <= run.last);
+            self.0.charge(0, 0, 2, run.pages() * PAGE);
+            budget.charge_range(run.pages() * PAGE, false);
+            runs.push(run);
         }
-    }
-
-    fn flush(&mut self) -> bool {
-        let now = self.device.0.tick();
-        if self.device.0.has_memory.get() {
-            self.device.0.delay.set(0);
-        } else if !self.added.is_empty() {
-            // A part of it is done, the device does not know which
-            self.device.0.refused.set(true);
-            self.added.clear();
-            self.device.called();
-            return false;
+        let now = self.0.tick();
+        let has_memory = self.0.has_memory.get() || runs.is_empty();
+        if self.0.has_memory.get() {
+            self.0.delay.set(0);
         }
-        let mut discarded = self.device.0.discarded.borrow_mut();
-        for run in self.added.drain(..) {
-            for pfn in run.first..=run.last {
+        if has_memory {
+            let mut discarded = self.0.discarded.borrow_mut();
+            for pfn in runs.iter().flat_map(|run| run.first..=run.last) {
                 discarded.insert(pfn.into(), now);
             }
+        } else {
+            // A part of it is done, the device does not know which
+            self.0.refused.set(true);
         }
-        drop(discarded);
-        self.device.called();
-        true
-    }
-}
-
-impl PageHost for Pages {
-    type Sink<'a> = Sink<'a>;
-
-    fn sink(&self, pfns: usize) -> Sink<'_> {
-        // No more than that, and all if it is not less
-        let all = self.0.log.in_flight.borrow();
-        let requests = self.0.requests.borrow();
-        let total: usize = all.iter().map(|id| requests[id].pfns.len()).sum();
-        assert!(pfns >= total, "the elements have more PFNs");
-        Sink {
-            device: self,
-            added: Vec::new(),
-        }
+        self.called();
+        has_memory.then(|| Tally {
+            ram: runs.iter().map(Run::pages).sum(),
+            bad: 0,
+        })
     }
 
     fn read_pfns(
@@ -206,7 +184,7 @@ impl Reports {
     }
 }
 
-impl ReportHost for Reports {
+impl ReportPort for Reports {
     fn may_discard(&self) -> bool {
         !self.0.inhibited.get()
     }
@@ -221,22 +199,22 @@ impl ReportHost for Reports {
         })
     }
 
-    fn discard(&self, elem: &Element, parts: &[Part]) {
+    fn discard(&self, elem: &Element, pieces: &[Piece]) {
         self.0.tick();
-        for part in parts {
+        for piece in pieces {
             assert_eq!(
-                (part.offset | part.len) % (self.0.page_size * PAGE),
+                (piece.offset | piece.len) % (self.0.page_size * PAGE),
                 0,
                 "host pages"
             );
-            self.0.charge(0, 0, 0, part.len);
+            self.0.charge(0, 0, 0, piece.len);
             let mut reported = self.0.reported.borrow_mut();
-            let done = reported.entry((elem.id, part.buffer)).or_default();
+            let done = reported.entry((elem.id, piece.buffer)).or_default();
             assert!(
-                *done == part.offset || part.offset == 0,
+                *done == piece.offset || piece.offset == 0,
                 "a part is left out"
             );
-            *done = part.offset + part.len;
+            *done = piece.offset + piece.len;
         }
         self.called();
     }

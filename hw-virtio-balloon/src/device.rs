@@ -12,7 +12,7 @@ use bql::prelude::*;
 use common::field;
 use hwcore::{prelude::*, Link};
 use qom::prelude::*;
-use system::{main_loop_schedule_oneshot, prelude::*};
+use system::prelude::*;
 use util::{prelude::*, Result};
 use virtio::{
     bindings::{VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_ID_BALLOON},
@@ -21,15 +21,15 @@ use virtio::{
 };
 use virtio_balloon_core::{
     counters::State,
-    features::{
-        has_feature, offered, VIRTIO_BALLOON_F_DEFLATE_ON_OOM, VIRTIO_BALLOON_F_FREE_PAGE_HINT,
+    engine::Event,
+    spec::{
+        includes, offered, VIRTIO_BALLOON_F_DEFLATE_ON_OOM, VIRTIO_BALLOON_F_FREE_PAGE_HINT,
         VIRTIO_BALLOON_F_MUST_TELL_HOST, VIRTIO_BALLOON_F_PAGE_POISON, VIRTIO_BALLOON_F_REPORTING,
     },
 };
 
-use self::vmstate::{Registers, VMSTATE_BALLOON};
+use self::vmstate::VMSTATE_BALLOON;
 use crate::{
-    deferred,
     guest_memory::{Direction, GuestMemory},
     hinting::FreePageHinting,
     oom_hold::OomHold,
@@ -72,7 +72,10 @@ pub struct VirtIOBalloon {
     #[property(rename = "iothread")]
     iothread: Link<IOThread>,
 
-    registers: BqlRefCell<Registers>,
+    /// How many pages the user wants to be in the balloon
+    num_pages: BqlCell<u32>,
+    /// How many pages are in the balloon, according to the driver
+    actual: BqlCell<u32>,
     /// What the guest fills free pages with, if it has negotiated to tell
     poison_val: BqlCell<u32>,
 
@@ -85,6 +88,10 @@ pub struct VirtIOBalloon {
     oom_hold: OomHold,
     repopulation: Repopulation,
     handler: BalloonHandler,
+    /// Has the parts go on, in the next iteration of the main loop
+    bh: BottomHalf,
+    /// Has them try again what the host could not do
+    retry: Timer,
     /// The device was migrated, and the VM has not run since
     incoming: BqlCell<bool>,
 }
@@ -93,14 +100,25 @@ virtio_device_type!(VirtIOBalloon, TYPE_VIRTIO_BALLOON);
 
 impl VirtIOBalloon {
     fn offers(&self, feature: u32) -> bool {
-        has_feature(self.host_features, feature)
+        includes(self.host_features, feature)
     }
 
-    /// All parts, in the order of their queues
+    /// What the parts get to know of the device
+    fn context(&self) -> Context<'_> {
+        Context {
+            vdev: self.upcast(),
+            memory: &self.memory,
+            poison_val: &self.poison_val,
+            bh: &self.bh,
+            retry: &self.retry,
+        }
+    }
+
+    /// All parts, in the order in which they work if several have something to do
     fn parts(&self) -> [&dyn Part; 5] {
         [
-            &self.inflate,
             &self.deflate,
+            &self.inflate,
             &self.stats,
             &self.hinting,
             &self.reporting,
@@ -113,21 +131,21 @@ impl VirtIOBalloon {
             field!(Self, stats).then(GuestStats::TIMER),
             CLOCK_VIRTUAL,
             Timer::MS,
-            Self::poll_stats,
+            |dev: &Self| dev.stats.poll(&dev.context()),
         );
         Timer::init(
             self,
             field!(Self, oom_hold).then(OomHold::TIMER),
             CLOCK_VIRTUAL,
             Timer::MS,
-            Self::oom_hold_elapsed,
+            |dev: &Self| dev.oom_hold.elapsed(&dev.context()),
         );
         Timer::init(
             self,
-            field!(Self, deflate).then(PageQueue::RETRY),
+            field!(Self, retry),
             CLOCK_VIRTUAL,
             Timer::MS,
-            Self::retry_deflate,
+            |dev: &Self| dev.handle(Event::Retry),
         );
         // Not class properties: the proxies create aliases for all of those,
         // but also for the following two.
@@ -179,159 +197,106 @@ impl VirtIOBalloon {
             "Only one balloon device is supported"
         );
         let hint = self.offers(VIRTIO_BALLOON_F_FREE_PAGE_HINT);
-        if hint && !self.iothread.is_set() {
-            self.handler.unregister();
-            return Err(util::Error::msg(
-                "'free-page-hint' requires 'iothread' to be set",
-            ));
-        }
-
-        let inflate = queues.add_queue(QUEUE_SIZE, &Self::handle_inflate);
-        self.inflate.realize(self, inflate);
-        let deflate = queues.add_queue(QUEUE_SIZE, &Self::handle_deflate);
-        self.deflate.realize(self, deflate);
-        let stats = queues.add_queue(QUEUE_SIZE, &Self::handle_stats);
-        self.stats.realize(self, stats);
         if hint {
-            let hinting = queues.add_queue(HINT_QUEUE_SIZE, &Self::handle_hints);
-            self.hinting.realize(self, hinting);
+            let Some(iothread) = Link::get(self, field!(Self, iothread)) else {
+                self.handler.unregister();
+                return Err(util::Error::msg(
+                    "'free-page-hint' requires 'iothread' to be set",
+                ));
+            };
+            self.hinting.start(iothread, Self::hints_processed);
+        }
+        let mut add_queue = |part: &dyn Part, size| {
+            let index = queues.add_queue(size, &Self::handle_output);
+            part.queue().set(Some(index));
+        };
+        add_queue(&self.inflate, QUEUE_SIZE);
+        add_queue(&self.deflate, QUEUE_SIZE);
+        add_queue(&self.stats, QUEUE_SIZE);
+        if hint {
+            add_queue(&self.hinting, HINT_QUEUE_SIZE);
         }
         if self.offers(VIRTIO_BALLOON_F_REPORTING) {
-            let reporting = queues.add_queue(REPORTING_QUEUE_SIZE, &Self::handle_reports);
-            self.reporting.realize(self, reporting);
+            add_queue(&self.reporting, REPORTING_QUEUE_SIZE);
         }
-        self.register_callbacks(hint);
-        Ok(())
-    }
+        self.stats.forget();
 
-    /// The device is realized; the parts unregister what is theirs.
-    fn register_callbacks(&self, hint: bool) {
+        BottomHalf::init(self, field!(Self, bh), c"virtio-balloon", Self::resume);
         if self.offers(VIRTIO_BALLOON_F_MUST_TELL_HOST) {
             MemoryListener::register(
                 self,
                 field!(Self, memory).then(GuestMemory::LISTENER),
-                Self::ram_unmapped,
+                |dev: &Self, block, range| dev.memory.unmapped(block, range),
             );
         }
         if hint {
             PrecopyNotifier::register(
                 self,
                 field!(Self, hinting).then(FreePageHinting::NOTIFIER),
-                Self::precopy_notify,
+                |dev: &Self, reason| dev.hinting.precopy_notify(&dev.context(), reason),
             );
         }
-
-        let inflate = field!(Self, inflate).then(PageQueue::BH);
-        BottomHalf::init(
-            self,
-            inflate,
-            c"virtio-balloon-inflate",
-            Self::resume_inflate,
-        );
-        let deflate = field!(Self, deflate).then(PageQueue::BH);
-        BottomHalf::init(
-            self,
-            deflate,
-            c"virtio-balloon-deflate",
-            Self::resume_deflate,
-        );
-        let hinting = field!(Self, hinting).then(FreePageHinting::BH);
-        BottomHalf::init(self, hinting, c"virtio-balloon-hints", Self::resume_hints);
-        let reporting = field!(Self, reporting).then(Reporting::BH);
-        BottomHalf::init(
-            self,
-            reporting,
-            c"virtio-balloon-reports",
-            Self::resume_reports,
-        );
-        let repopulation = field!(Self, repopulation).then(Repopulation::BH);
-        BottomHalf::init(
-            self,
-            repopulation,
-            c"virtio-balloon-repopulation",
-            Self::repopulate,
-        );
+        Ok(())
     }
 
     fn unrealize(&self) {
+        self.hinting.stop();
+        self.stats.stop_polling();
+        self.bh.delete();
+        self.retry.delete();
         for part in self.parts() {
-            part.unrealize(self);
+            part.drop_elements();
+            part.queue().set(None);
         }
-        self.repopulation.unrealize();
         self.memory.unrealize();
         self.oom_hold.end();
         self.handler.unregister();
+    }
+
+    /// The driver has notified a queue.
+    fn handle_output(&self, vq: VirtQueue<'_>) {
+        let index = Some(vq.index());
+        if index == self.inflate.queue().get() {
+            self.deflate_first();
+        }
+        for part in self.parts() {
+            if index == part.queue().get() {
+                part.handle(&self.context(), Event::Notified);
+            }
+        }
+    }
+
+    /// A part has asked to go on in this iteration of the main loop.
+    fn resume(&self) {
+        self.repopulation.run(&self.context());
+        if self.vm_running() {
+            self.deflate_first();
+            self.handle(Event::MainLoop);
+        }
     }
 
     /// A page that is in both queues has to leave the balloon before it goes into
     /// it.  C works on what it is notified of, so this is only done if the driver
     /// has promised to tell, and parts of host pages are remembered.
     fn deflate_first(&self) {
-        if self.completes_host_pages() {
-            self.deflate.run(self);
+        let cx = self.context();
+        if cx.completes_host_pages() {
+            self.deflate.handle(&cx, Event::Notified);
         }
     }
 
-    fn handle_inflate(&self, _vq: VirtQueue<'_>) {
-        self.deflate_first();
-        self.inflate.run(self);
+    /// Something has happened that concerns all parts.
+    fn handle(&self, event: Event) {
+        for part in self.parts() {
+            part.handle(&self.context(), event);
+        }
     }
 
-    fn handle_deflate(&self, _vq: VirtQueue<'_>) {
-        self.deflate.run(self);
-    }
-
-    fn handle_stats(&self, _vq: VirtQueue<'_>) {
-        self.stats.run(self);
-    }
-
-    fn handle_hints(&self, _vq: VirtQueue<'_>) {
-        self.hinting.run(self);
-    }
-
-    fn handle_reports(&self, _vq: VirtQueue<'_>) {
-        self.reporting.run(self);
-    }
-
-    fn resume_inflate(&self) {
-        self.deflate_first();
-        deferred::resume(&self.inflate, self);
-    }
-
-    fn resume_deflate(&self) {
-        deferred::resume(&self.deflate, self);
-    }
-
-    fn resume_hints(&self) {
-        deferred::resume(&self.hinting, self);
-    }
-
-    fn resume_reports(&self) {
-        deferred::resume(&self.reporting, self);
-    }
-
-    fn retry_deflate(&self) {
-        self.deflate.retry();
-    }
-
-    fn repopulate(&self) {
-        self.repopulation.run(self);
-    }
-
-    fn poll_stats(&self) {
-        self.stats.poll(self);
-    }
-
-    fn oom_hold_elapsed(&self) {
-        self.oom_hold.elapsed(self);
-    }
-
-    fn ram_unmapped(&self, block: RamBlockId, range: RAMBlockRange) {
-        self.memory.unmapped(block, range);
-    }
-
-    fn precopy_notify(&self, reason: PrecopyNotifyReason) {
-        self.hinting.precopy_notify(self, reason);
+    /// The I/O thread is done with hints.
+    fn hints_processed(vdev: &VirtIODevice) {
+        if let Some(dev) = vdev.downcast::<Self>() {
+            dev.hinting.return_processed(&dev.context());
+        }
     }
 
     fn get_features(&self, requested: u64) -> Result<u64> {
@@ -340,43 +305,40 @@ impl VirtIOBalloon {
 
     fn reset(&self) {
         for part in self.parts() {
-            part.reset(self);
+            part.reset(&self.context());
         }
-        self.incoming.set(false);
         self.memory.reset();
         self.restart_deflation(0);
         self.oom_hold.end();
         self.poison_val.set(0);
-        if VirtioDeviceMethods::vm_running(&self) {
-            self.repopulation.run(self);
+        if self.vm_running() {
+            self.repopulation.run(&self.context());
         }
     }
 
-    /// The driver resets a single queue: what was taken from it must not be
-    /// put into the new one.
+    /// The driver resets a single queue.
     fn queue_reset(&self, queue: u32) {
         for part in self.parts() {
-            part.queue_reset(self, queue);
+            if part.queue().get().map(u32::from) == Some(queue) {
+                part.drop_elements();
+            }
         }
     }
 
     fn set_status(&self, status: u8) {
-        let running = VirtioDeviceMethods::vm_running(&self);
-        if running {
-            self.repopulation.run(self);
-        }
+        let running = self.vm_running();
         let driver_ok = u32::from(status) & VIRTIO_CONFIG_S_DRIVER_OK != 0;
-
-        let incoming = running && self.incoming.replace(false) && driver_ok;
-
-        for part in self.parts() {
-            if incoming {
-                part.post_load(self);
+        if running {
+            self.repopulation.run(&self.context());
+            if self.incoming.replace(false) && driver_ok {
+                self.handle(Event::Arrived);
             }
-            part.vm_state_change(self, running);
-        }
-        if running && driver_ok {
-            self.stats.recover(self);
+            self.handle(Event::Started);
+            if driver_ok {
+                self.stats.recover(&self.context());
+            }
+        } else {
+            self.handle(Event::Stopped);
         }
     }
 
@@ -388,59 +350,14 @@ impl VirtIOBalloon {
     }
 }
 
-impl Context for VirtIOBalloon {
-    fn queue(&self, index: u16) -> Option<VirtQueue<'_>> {
-        VirtioDeviceMethods::queue(self, index)
-    }
-
-    fn vm_running(&self) -> bool {
-        VirtioDeviceMethods::vm_running(&self)
-    }
-
-    fn has_feature(&self, bit: u32) -> bool {
-        VirtioDeviceMethods::has_feature(&self, bit)
-    }
-
-    fn memory(&self) -> &GuestMemory {
-        &self.memory
-    }
-
-    fn completes_host_pages(&self) -> bool {
-        self.offers(VIRTIO_BALLOON_F_MUST_TELL_HOST)
-            && Context::has_feature(self, VIRTIO_BALLOON_F_MUST_TELL_HOST)
-    }
-
-    fn poison_val(&self) -> u32 {
-        self.poison_val.get()
-    }
-
-    fn iothread(&self) -> Option<Owned<IOThread>> {
-        Link::get(self, field!(Self, iothread))
-    }
-
-    fn notify_config(&self) {
-        VirtioDeviceMethods::notify_config(&self);
-    }
-
-    fn error(&self, msg: &str) {
-        VirtioDeviceMethods::error(&self, msg);
-    }
-
-    fn hints_processed(&self) -> Box<dyn FnOnce() + Send> {
-        // The device is passed on to the main loop, because it can only be
-        // released there.
-        let dev = self.to_owned_ref();
-        Box::new(move || main_loop_schedule_oneshot(move || dev.hinting.return_processed(&*dev)))
-    }
-}
-
 impl ObjectImpl for VirtIOBalloon {
     type ParentType = VirtIODevice;
 
     const INSTANCE_INIT: Option<InstanceInitFn<Self>> = hwcore::instance_init!(VirtIOBalloon {
         parent: [parent_obj],
         properties: [host_features, oom_hold_time, iothread],
-        registers: BqlRefCell::new(Registers::default()),
+        num_pages: BqlCell::new(0),
+        actual: BqlCell::new(0),
         poison_val: BqlCell::new(0),
         memory: GuestMemory::default(),
         inflate: PageQueue::new(Direction::Inflate),
@@ -451,6 +368,8 @@ impl ObjectImpl for VirtIOBalloon {
         oom_hold: OomHold::default(),
         repopulation: Repopulation::default(),
         handler: BalloonHandler::new(),
+        bh: BottomHalf::default(),
+        retry: Timer::default(),
         incoming: BqlCell::new(false),
     });
     const INSTANCE_POST_INIT: Option<fn(&Self)> = Some(Self::post_init);

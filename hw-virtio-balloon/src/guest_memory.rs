@@ -15,13 +15,12 @@ use virtio_balloon_core::{
     counters::{count, Counters},
     deflation::Deflation,
     host_pages::{First, HostPages},
-    page_work::{PageSink, Tally},
-    pages::pfn_to_gpa,
-    runs::Run,
+    pages::{Run, Tally},
+    spec::pfn_to_gpa,
     BALLOON_PAGE_SIZE,
 };
 
-use crate::events::{
+use crate::trace::{
     trace_virtio_balloon_bad_addr, trace_virtio_balloon_bad_addr_enabled,
     trace_virtio_balloon_handle_output, trace_virtio_balloon_handle_output_enabled,
 };
@@ -310,6 +309,38 @@ impl<'a> DiscardBatch<'a> {
         }
     }
 
+    /// Add pages, and charge the budget for the ranges of guest memory that they
+    /// consist of.  Nothing may have happened to them before
+    /// [`flush`](Self::flush).
+    pub fn add(&mut self, run: Run, budget: &mut Budget) -> Tally {
+        let end = pfn_to_gpa(run.last) + BALLOON_PAGE_SIZE;
+        let mut gpa = pfn_to_gpa(run.first);
+        let mut tally = Tally::default();
+
+        while gpa < end {
+            let Some(section) = MemoryRegionSection::find(gpa, end - gpa) else {
+                tally += Self::skip(gpa, end);
+                break;
+            };
+            // Only pages that are in the section as a whole
+            let first = section.address().next_multiple_of(BALLOON_PAGE_SIZE);
+            let section_end = section.address().saturating_add(section.size()).min(end);
+            let last = section_end - section_end % BALLOON_PAGE_SIZE;
+            let next = section_end.next_multiple_of(BALLOON_PAGE_SIZE);
+
+            let region = section.region();
+            if region.is_ram() && !region.is_rom() && !region.is_romd() && first < last {
+                tally += Self::skip(gpa, first);
+                tally += self.add_ram(section, first, last, budget);
+                tally += Self::skip(last, next);
+            } else {
+                tally += Self::skip(gpa, next);
+            }
+            gpa = next.max(gpa + BALLOON_PAGE_SIZE);
+        }
+        tally
+    }
+
     /// Pages that are not RAM, at guest-physical addresses in bytes
     fn skip(start: u64, end: u64) -> Tally {
         if start >= end {
@@ -357,7 +388,7 @@ impl<'a> DiscardBatch<'a> {
             .as_ref()
             .and_then(MemoryRegionSection::ram_block);
         if current.map(|(block, _)| block.id()) != id {
-            self.flush_block();
+            self.flush();
         }
         let Some((block, section_offset)) = section.ram_block() else {
             return tally;
@@ -412,8 +443,9 @@ impl<'a> DiscardBatch<'a> {
         tally
     }
 
-    /// Discard, or populate, what was added for the current block.
-    fn flush_block(&mut self) {
+    /// Discard, or populate, what was added.  Returns false if the host has no
+    /// memory for all of it at the moment.
+    pub fn flush(&mut self) -> bool {
         let section = self.section.take();
         if let Some((block, _)) = section.as_ref().and_then(MemoryRegionSection::ram_block) {
             self.populate(&block);
@@ -426,6 +458,7 @@ impl<'a> DiscardBatch<'a> {
         }
         self.ranges.clear();
         self.lost.clear();
+        !self.failed
     }
 
     fn populate(&mut self, block: &RamBlock<'_>) {
@@ -457,41 +490,5 @@ impl<'a> DiscardBatch<'a> {
                 );
             }
         }
-    }
-}
-
-impl PageSink for DiscardBatch<'_> {
-    fn add(&mut self, run: Run, budget: &mut Budget) -> Tally {
-        let end = pfn_to_gpa(run.last) + BALLOON_PAGE_SIZE;
-        let mut gpa = pfn_to_gpa(run.first);
-        let mut tally = Tally::default();
-
-        while gpa < end {
-            let Some(section) = MemoryRegionSection::find(gpa, end - gpa) else {
-                return tally + Self::skip(gpa, end);
-            };
-            // A page is only good if all of it is
-            let first = section.address().next_multiple_of(BALLOON_PAGE_SIZE);
-            let section_end = section.address().saturating_add(section.size()).min(end);
-            let last = section_end - section_end % BALLOON_PAGE_SIZE;
-            let next = section_end.next_multiple_of(BALLOON_PAGE_SIZE);
-
-            let region = section.region();
-            if region.is_ram() && !region.is_rom() && !region.is_romd() && first < last {
-                tally = tally
-                    + Self::skip(gpa, first)
-                    + self.add_ram(section, first, last, budget)
-                    + Self::skip(last, next);
-            } else {
-                tally = tally + Self::skip(gpa, next);
-            }
-            gpa = next.max(gpa + BALLOON_PAGE_SIZE);
-        }
-        tally
-    }
-
-    fn flush(&mut self) -> bool {
-        self.flush_block();
-        !self.failed
     }
 }

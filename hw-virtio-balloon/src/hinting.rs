@@ -4,7 +4,9 @@
 //! the guest does not use.
 //!
 //! The driver sends commands and hints, which go to an I/O thread; see
-//! [`hint_worker`](crate::hint_worker).
+//! [`shared`].
+
+mod shared;
 
 use std::sync::Arc;
 
@@ -15,20 +17,17 @@ use ::migration::{
 use bql::prelude::*;
 use common::{field, Field};
 use qom::prelude::*;
-use system::prelude::*;
+use system::{main_loop_schedule_oneshot, prelude::*};
 use virtio::prelude::*;
 use virtio_balloon_core::{
     budget::Budget,
-    engine::{Host, Phase, Progress, Queue, Turn, Work},
-    features::VIRTIO_BALLOON_F_FREE_PAGE_HINT,
+    engine::{Event, Phase, Port, Progress, Work},
     hinting::Hinting,
+    spec::VIRTIO_BALLOON_F_FREE_PAGE_HINT,
 };
 
-use crate::{
-    deferred::{self, Deferred, PartHost, QueuePart},
-    hint_worker::{Element, Processed, Shared},
-    part::{Context, Part},
-};
+use self::shared::{Element, Processed, Shared};
+use crate::part::{Context, Part, PartPort, Turns};
 
 /// How many buffers the device takes at the same time.  Whoever resets the
 /// device or stops the VM waits until they are released, which takes about
@@ -43,56 +42,48 @@ const HINTS: usize = 1024;
 pub struct FreePageHinting {
     pub shared: Migratable<Arc<Shared>>,
     /// Set while the device is realized, and offers the feature
-    iothread: BqlRefCell<Option<Owned<IOThread>>>,
-    deferred: Deferred<HintWork>,
+    worker: BqlRefCell<Option<Worker>>,
+    turns: Turns<HintWork>,
     /// How many buffers the elements in `shared` have
     buffers: BqlCell<usize>,
     notifier: PrecopyNotifier,
 }
 
+/// Who takes the elements from `shared`
+struct Worker {
+    iothread: Owned<IOThread>,
+    /// To be called in the main loop when it has done so.  Has the device call
+    /// [`FreePageHinting::return_processed`].
+    processed: fn(&VirtIODevice),
+}
+
 /// Elements are passed on as soon as they are popped, and returned as soon as
-/// they come back, so there are none.
+/// they come back, so none is kept between two steps.
 #[derive(Default)]
 pub struct HintWork;
 
-impl QueuePart for FreePageHinting {
-    type Work = HintWork;
+type HintPort<'a> = PartPort<'a, FreePageHinting, HintWork>;
 
-    fn deferred(&self) -> &Deferred<HintWork> {
-        &self.deferred
-    }
-}
-
-impl Work<PartHost<'_, FreePageHinting>> for HintWork {
-    fn is_empty(&self) -> bool {
-        true
-    }
-
-    fn step(
-        &mut self,
-        host: &PartHost<'_, FreePageHinting>,
-        turn: Turn,
-        budget: &mut Budget,
-        _phase: Phase,
-    ) -> Progress {
-        // Nothing may be returned to the driver while the VM is stopped, which
-        // is checked before the turn begins.
-        let part = host.part;
+impl Work<HintPort<'_>> for HintWork {
+    fn step(&mut self, port: &HintPort<'_>, budget: &mut Budget, _phase: Phase) -> Progress {
+        // Nothing may be returned to the driver while the VM is stopped, so there
+        // is no turn then.
+        let part = port.part;
         let mut returned = false;
         while budget.buffers > 0 {
             let Some(processed) = part.shared.exchange.next_processed() else {
                 break;
             };
-            budget.charge_element(host.buffers(&processed.elem.0));
-            part.give_back(host, processed);
+            budget.charge_element(port.buffers(&processed.elem.0));
+            part.give_back(port, processed);
             // Each of them can cause a reset
-            if !turn.is_current(host) {
+            if !port.is_current() {
                 return Progress::Idle;
             }
             returned = true;
         }
         if returned {
-            host.notify();
+            port.notify();
             return Progress::More;
         }
 
@@ -100,128 +91,132 @@ impl Work<PartHost<'_, FreePageHinting>> for HintWork {
             // return_processed() will come back to it
             return Progress::Idle;
         }
-        let Some(elem) = host.pop() else {
+        let Some(elem) = port.pop() else {
             return Progress::Idle;
         };
-        let buffers = host.buffers(&elem);
+        let buffers = port.buffers(&elem);
         budget.charge_element(buffers);
-        if turn.is_current(host) {
+        if port.is_current() {
             part.buffers.set(part.buffers.get() + buffers);
             if part.shared.exchange.add(Element(elem)) {
-                part.schedule_worker(host.cx);
+                part.schedule_worker(port.cx);
             }
         }
         Progress::More
     }
-
-    fn put_back(&mut self, _host: &PartHost<'_, FreePageHinting>) {}
 }
 
 impl FreePageHinting {
-    pub const BH: Field<Self, BottomHalf> = field!(Self, deferred).then(Deferred::BH);
     pub const NOTIFIER: Field<Self, PrecopyNotifier> = field!(Self, notifier);
+
+    /// The device is realized, and offers the feature.
+    pub fn start(&self, iothread: Owned<IOThread>, processed: fn(&VirtIODevice)) {
+        let worker = Worker {
+            iothread,
+            processed,
+        };
+        *self.worker.borrow_mut() = Some(worker);
+    }
+
+    /// The device is unrealized.
+    pub fn stop(&self) {
+        self.notifier.unregister();
+        self.shared.exchange.update(Hinting::stop);
+        self.drop_elements();
+        let worker = self.worker.borrow_mut().take();
+        drop(worker);
+    }
 
     /// What the driver sees in the configuration space
     pub fn config_cmd_id(&self) -> u32 {
         self.shared.exchange.state().config_cmd_id()
     }
 
-    /// The driver sends commands or hints.
-    #[doc(alias = "virtio_balloon_handle_free_page_vq")]
-    pub fn run(&self, cx: &dyn Context) {
-        if cx.vm_running() {
-            deferred::run(self, cx);
-        } else {
-            // vm_state_change() will come back to it
-            self.deferred.expect();
+    fn turn(&self, cx: &Context<'_>, event: Event) {
+        if let Some(port) = HintPort::new(self, &self.turns, cx) {
+            port.turn(event);
         }
     }
 
-    fn schedule_worker(&self, cx: &dyn Context) {
-        let iothread = self.iothread.borrow();
-        if let Some(iothread) = &*iothread {
+    fn schedule_worker(&self, cx: &Context<'_>) {
+        if let Some(worker) = &*self.worker.borrow() {
             let shared = Arc::<Shared>::clone(&self.shared);
-            let processed = cx.hints_processed();
-            iothread.schedule_oneshot(move || {
+            let processed = worker.processed;
+            // The device is passed on to the main loop, because it can only be
+            // released there.
+            let vdev = cx.vdev.to_owned_ref();
+            worker.iothread.schedule_oneshot(move || {
                 shared.exchange.process(HINTS);
-                processed();
+                main_loop_schedule_oneshot(move || processed(&vdev));
             });
         }
     }
 
     /// The I/O thread is done with elements.
-    pub fn return_processed(&self, cx: &dyn Context) {
+    pub fn return_processed(&self, cx: &Context<'_>) {
         if self.shared.exchange.go_on() {
             self.schedule_worker(cx);
         }
         // If the VM was stopped meanwhile, they were returned then.
-        if cx.vm_running() {
-            deferred::run(self, cx);
+        if cx.vdev.vm_running() {
+            self.turn(cx, Event::Notified);
         }
     }
 
     /// Return an element to the driver.
-    fn give_back(&self, host: &PartHost<'_, Self>, processed: Processed) {
+    fn give_back(&self, port: &HintPort<'_>, processed: Processed) {
         let Processed { elem, bad_command } = processed;
-        let left = self.buffers.get().saturating_sub(host.buffers(&elem.0));
+        let left = self.buffers.get().saturating_sub(port.buffers(&elem.0));
         self.buffers.set(left);
         if bad_command {
-            host.cx.error("received an incorrect cmd id");
+            port.cx.vdev.error("received an incorrect cmd id");
         }
-        host.push(elem.0);
+        port.push(elem.0);
     }
 
     /// The VM is stopped: return all elements.
-    fn finish(&self, cx: &dyn Context) {
+    fn finish(&self, cx: &Context<'_>) {
         if self.buffers.get() >= MAX_BUFFERS {
             // There may be more in the queue
-            self.deferred.expect();
+            self.turn(cx, Event::Arrived);
         }
         let elements = self.shared.exchange.finish_all();
-        let Some(host) = PartHost::new(self, cx) else {
+        let Some(port) = HintPort::new(self, &self.turns, cx) else {
             return;
         };
         if elements.is_empty() {
             return;
         }
-        let life = host.engine(|engine| engine.life());
         for processed in elements {
             // Each of them can cause a reset
-            if !life.is_current(&host) {
+            if !port.is_current() {
                 return;
             }
-            self.give_back(&host, processed);
+            self.give_back(&port, processed);
         }
-        if life.is_current(&host) {
-            host.notify();
+        if port.is_current() {
+            port.notify();
         }
-    }
-
-    /// The queue is reset: drop all elements.
-    fn drop_all(&self) {
-        self.deferred.reset();
-        self.shared.exchange.drop_all();
-        self.buffers.set(0);
     }
 
     /// Change the state, and tell the driver if `change` returns that it has to
     /// be told.
-    fn update(&self, cx: &dyn Context, change: impl FnOnce(&mut Hinting) -> bool) {
+    fn update(&self, cx: &Context<'_>, change: impl FnOnce(&mut Hinting) -> bool) {
         if self.shared.exchange.update(change) {
-            cx.notify_config();
+            cx.vdev.notify_config();
         }
     }
 
     /// Migration has reached a certain point.
     #[doc(alias = "virtio_balloon_free_page_hint_notify")]
-    pub fn precopy_notify(&self, cx: &dyn Context, reason: PrecopyNotifyReason) {
+    pub fn precopy_notify(&self, cx: &Context<'_>, reason: PrecopyNotifyReason) {
         // Hints are optional for migration, too.
         //
         // Pages that were hinted are not migrated.  If the guest uses them on
         // the destination of a postcopy migration, it requests them from the
         // source, and is stuck until migration is over.  Therefore do not even
         // start if postcopy is possible.
-        if !cx.has_feature(VIRTIO_BALLOON_F_FREE_PAGE_HINT) || migrate_postcopy_ram() {
+        if !cx.vdev.has_feature(VIRTIO_BALLOON_F_FREE_PAGE_HINT) || migrate_postcopy_ram() {
             // A driver can withdraw the feature in a round.  That must not
             // outlast migration, which frees what hints refer to.
             self.update(cx, Hinting::withdraw);
@@ -230,7 +225,7 @@ impl FreePageHinting {
 
         match reason {
             PrecopyNotifyReason::BeforeBitmapSync => self.update(cx, Hinting::stop),
-            PrecopyNotifyReason::AfterBitmapSync if cx.vm_running() => {
+            PrecopyNotifyReason::AfterBitmapSync if cx.vdev.vm_running() => {
                 free_page_hint_start();
                 self.update(cx, Hinting::request);
             }
@@ -248,43 +243,35 @@ impl FreePageHinting {
 }
 
 impl Part for FreePageHinting {
-    fn realize(&self, cx: &dyn Context, queue: u16) {
-        *self.iothread.borrow_mut() = cx.iothread();
-        self.deferred.realize(queue);
+    fn queue(&self) -> &BqlCell<Option<u16>> {
+        self.turns.queue()
     }
 
-    fn unrealize(&self, _cx: &dyn Context) {
-        self.notifier.unregister();
-        self.shared.exchange.update(Hinting::stop);
-        self.drop_all();
-        self.deferred.unrealize();
-        let iothread = self.iothread.borrow_mut().take();
-        drop(iothread);
+    #[doc(alias = "virtio_balloon_handle_free_page_vq")]
+    fn handle(&self, cx: &Context<'_>, event: Event) {
+        match event {
+            // Event::Started will come back to it
+            Event::Notified if !cx.vdev.vm_running() => self.turn(cx, Event::Arrived),
+            Event::Stopped => {
+                self.finish(cx);
+                self.turn(cx, event);
+            }
+            _ => self.turn(cx, event),
+        }
     }
 
-    fn reset(&self, cx: &dyn Context) {
-        self.drop_all();
-        if cx.has_feature(VIRTIO_BALLOON_F_FREE_PAGE_HINT) {
+    fn drop_elements(&self) {
+        self.turns.drop_elements();
+        self.shared.exchange.drop_all();
+        self.buffers.set(0);
+    }
+
+    fn reset(&self, cx: &Context<'_>) {
+        self.drop_elements();
+        if cx.vdev.has_feature(VIRTIO_BALLOON_F_FREE_PAGE_HINT) {
             self.update(cx, Hinting::stop);
         } else {
             self.update(cx, Hinting::withdraw);
         }
-    }
-
-    fn queue_reset(&self, _cx: &dyn Context, queue: u32) {
-        if self.deferred.is_for(queue) {
-            self.drop_all();
-        }
-    }
-
-    fn vm_state_change(&self, cx: &dyn Context, running: bool) {
-        if !running {
-            self.finish(cx);
-        }
-        deferred::vm_state_change(self, cx, running);
-    }
-
-    fn post_load(&self, _cx: &dyn Context) {
-        self.deferred.expect();
     }
 }

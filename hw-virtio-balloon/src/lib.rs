@@ -14,11 +14,8 @@
 
 use std::ffi::CStr;
 
-mod deferred;
 mod device;
-mod events;
 mod guest_memory;
-mod hint_worker;
 mod hinting;
 mod oom_hold;
 mod page_queue;
@@ -26,22 +23,23 @@ mod part;
 mod repopulation;
 mod reporting;
 mod stats;
+mod trace;
 
 /// The core crate does not depend on QEMU, and therefore has the constants of
 /// the specification by itself.
 const _: () = {
     use virtio::bindings;
-    use virtio_balloon_core::{features, hinting, pages, stats};
+    use virtio_balloon_core::{hinting, spec, stats};
 
-    assert!(features::VIRTIO_BALLOON_F_MUST_TELL_HOST == bindings::VIRTIO_BALLOON_F_MUST_TELL_HOST);
-    assert!(features::VIRTIO_BALLOON_F_STATS_VQ == bindings::VIRTIO_BALLOON_F_STATS_VQ);
-    assert!(features::VIRTIO_BALLOON_F_DEFLATE_ON_OOM == bindings::VIRTIO_BALLOON_F_DEFLATE_ON_OOM);
-    assert!(features::VIRTIO_BALLOON_F_FREE_PAGE_HINT == bindings::VIRTIO_BALLOON_F_FREE_PAGE_HINT);
-    assert!(features::VIRTIO_BALLOON_F_PAGE_POISON == bindings::VIRTIO_BALLOON_F_PAGE_POISON);
-    assert!(features::VIRTIO_BALLOON_F_REPORTING == bindings::VIRTIO_BALLOON_F_REPORTING);
+    assert!(spec::VIRTIO_BALLOON_F_MUST_TELL_HOST == bindings::VIRTIO_BALLOON_F_MUST_TELL_HOST);
+    assert!(spec::VIRTIO_BALLOON_F_STATS_VQ == bindings::VIRTIO_BALLOON_F_STATS_VQ);
+    assert!(spec::VIRTIO_BALLOON_F_DEFLATE_ON_OOM == bindings::VIRTIO_BALLOON_F_DEFLATE_ON_OOM);
+    assert!(spec::VIRTIO_BALLOON_F_FREE_PAGE_HINT == bindings::VIRTIO_BALLOON_F_FREE_PAGE_HINT);
+    assert!(spec::VIRTIO_BALLOON_F_PAGE_POISON == bindings::VIRTIO_BALLOON_F_PAGE_POISON);
+    assert!(spec::VIRTIO_BALLOON_F_REPORTING == bindings::VIRTIO_BALLOON_F_REPORTING);
     assert!(hinting::VIRTIO_BALLOON_CMD_ID_STOP == bindings::VIRTIO_BALLOON_CMD_ID_STOP);
     assert!(hinting::VIRTIO_BALLOON_CMD_ID_DONE == bindings::VIRTIO_BALLOON_CMD_ID_DONE);
-    assert!(pages::VIRTIO_BALLOON_PFN_SHIFT == bindings::VIRTIO_BALLOON_PFN_SHIFT);
+    assert!(spec::VIRTIO_BALLOON_PFN_SHIFT == bindings::VIRTIO_BALLOON_PFN_SHIFT);
     assert!(stats::VIRTIO_BALLOON_S_NR == bindings::VIRTIO_BALLOON_S_NR as usize);
 };
 

@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! Property `oom-hold-time`: give a guest that cannot inflate the balloon any
-//! more time to rest
+//! Property `oom-hold-time`: when a guest has deflated the balloon because it was
+//! out of memory, do not ask it to inflate the balloon again for a while
 
 use bql::prelude::*;
 use common::{field, Field};
 use util::prelude::*;
-use virtio_balloon_core::{config::Config, oom_hold};
+use virtio::prelude::*;
+use virtio_balloon_core::{oom_hold::Hold, spec::Config};
 
 use crate::part::Context;
 
 /// What the driver sees as the size that the host wants
 #[derive(Default)]
 pub struct OomHold {
-    state: BqlRefCell<oom_hold::OomHold>,
+    state: BqlRefCell<Hold>,
     /// Pages that had left the balloon unasked when the driver last wrote its
     /// size
     deflated: BqlCell<u64>,
@@ -45,7 +46,7 @@ impl OomHold {
     /// The driver has told the size of the balloon.  `unasked` are the pages that
     /// have left the balloon unasked so far; `time` is the property, in seconds; 0
     /// if it is off.
-    pub fn size_written(&self, cx: &dyn Context, unasked: u64, time: u32) {
+    pub fn size_written(&self, cx: &Context<'_>, unasked: u64, time: u32) {
         if self.deflated.replace(unasked) == unasked || time == 0 {
             return;
         }
@@ -55,22 +56,22 @@ impl OomHold {
         self.timer.modify(until);
         if !active {
             self.count.set(self.count.get() + 1);
-            cx.notify_config();
+            cx.vdev.notify_config();
         }
     }
 
     /// The timer has expired.
-    pub fn elapsed(&self, cx: &dyn Context) {
+    pub fn elapsed(&self, cx: &Context<'_>) {
         let over = self.state.borrow_mut().elapsed(CLOCK_VIRTUAL.get_ms());
         if over {
-            cx.notify_config();
+            cx.vdev.notify_config();
         }
     }
 
     /// The user wants another size, or the device is reset: show the target.
     pub fn end(&self) {
         self.timer.delete();
-        *self.state.borrow_mut() = oom_hold::OomHold::default();
+        *self.state.borrow_mut() = Hold::default();
     }
 
     /// The VM has come from another QEMU, where the driver saw `config`.

@@ -2,93 +2,70 @@
 
 //! The inflate queue and the deflate queue (virtio 1.3, section 5.5.6)
 //!
-//! How elements are worked on is in [`virtio_balloon_core::page_work`].
+//! How elements are worked on is in [`virtio_balloon_core::pages`].
 
-use common::{field, Field};
+use bql::prelude::*;
 use system::largest_page_size;
-use util::prelude::*;
 use virtio::prelude::*;
 use virtio_balloon_core::{
+    budget::Budget,
     counters::count,
-    engine::Queue,
-    page_work::{PageHost, PageWork, Tally},
-    runs::Runs,
+    engine::{Event, Port},
+    pages::{PagePort, PageWork, Pieces, Runs, Tally},
     BALLOON_PAGE_SIZE,
 };
 
 use crate::{
-    deferred::{self, Deferred, PartHost, QueuePart, WorksInTurns},
     guest_memory::{is_discard_inhibited, Direction, DiscardBatch, Remember},
-    part::Context,
+    part::{Context, Part, PartPort, Turns},
 };
+
+type InFlight = PageWork<VirtQueueElement>;
 
 /// The part of the device for one of the two queues
 pub struct PageQueue {
     direction: Direction,
-    deferred: Deferred<PageWork<VirtQueueElement>>,
+    turns: Turns<InFlight>,
 }
 
 impl PageQueue {
-    pub const BH: Field<Self, BottomHalf> = field!(Self, deferred).then(Deferred::BH);
-    pub const RETRY: Field<Self, Timer> = field!(Self, deferred).then(Deferred::RETRY);
-
     pub fn new(direction: Direction) -> Self {
         Self {
             direction,
-            deferred: Deferred::default(),
+            turns: Turns::default(),
         }
-    }
-
-    /// The driver puts pages into the balloon, or takes them out of it.
-    #[doc(alias = "virtio_balloon_handle_output")]
-    pub fn run(&self, cx: &dyn Context) {
-        deferred::run(self, cx);
     }
 
     /// Whether the driver waits for memory of the host
     pub fn waits_for_memory(&self) -> bool {
-        self.deferred.is_blocked()
-    }
-
-    /// There may be memory now for pages that leave the balloon.
-    pub fn retry(&self) {
-        self.deferred.retry();
+        self.turns.is_blocked()
     }
 
     /// Whether it is only known for the current element which parts of a host page
     /// go into the balloon.  That is what C does, see `PartiallyBalloonedPage`.
-    fn keeps_elements_apart(&self, cx: &dyn Context) -> bool {
+    fn keeps_elements_apart(&self, cx: &Context<'_>) -> bool {
         self.direction == Direction::Inflate && !cx.completes_host_pages()
     }
 }
 
-impl QueuePart for PageQueue {
-    type Work = PageWork<VirtQueueElement>;
+impl Part for PageQueue {
+    fn queue(&self) -> &BqlCell<Option<u16>> {
+        self.turns.queue()
+    }
 
-    fn deferred(&self) -> &Deferred<Self::Work> {
-        &self.deferred
+    #[doc(alias = "virtio_balloon_handle_output")]
+    fn handle(&self, cx: &Context<'_>, event: Event) {
+        if let Some(port) = PartPort::new(self, &self.turns, cx) {
+            port.turn(event);
+        }
+    }
+
+    fn drop_elements(&self) {
+        self.turns.drop_elements();
     }
 }
 
-impl PageHost for PartHost<'_, PageQueue> {
-    type Sink<'a>
-        = DiscardBatch<'a>
-    where
-        Self: 'a;
-
-    fn sink(&self, pfns: usize) -> DiscardBatch<'_> {
-        DiscardBatch::new(
-            self.cx.memory(),
-            self.part.direction,
-            is_discard_inhibited(),
-            if self.cx.completes_host_pages() {
-                Remember::Always
-            } else {
-                Remember::Element { pfns }
-            },
-        )
-    }
-
+impl PagePort for PartPort<'_, PageQueue, InFlight> {
     fn batch(&self) -> usize {
         let apart = match self.part.direction {
             Direction::Inflate => {
@@ -118,8 +95,27 @@ impl PageHost for PartHost<'_, PageQueue> {
         (!reader.is_at_end()).then(|| reader.position())
     }
 
+    fn discard(&self, pfns: usize, pieces: &mut Pieces<'_>, budget: &mut Budget) -> Option<Tally> {
+        let remember = if self.cx.completes_host_pages() {
+            Remember::Always
+        } else {
+            Remember::Element { pfns }
+        };
+        let mut batch = DiscardBatch::new(
+            self.cx.memory,
+            self.part.direction,
+            is_discard_inhibited(),
+            remember,
+        );
+        let mut tally = Tally::default();
+        while let Some(run) = pieces.next(budget) {
+            tally += batch.add(run, budget);
+        }
+        batch.flush().then_some(tally)
+    }
+
     fn completed(&self, tally: Tally) {
-        let memory = self.cx.memory();
+        let memory = self.cx.memory;
         memory.count(|counters| {
             count(&mut counters.bad_pfns, tally.bad);
             match self.part.direction {
@@ -135,9 +131,7 @@ impl PageHost for PartHost<'_, PageQueue> {
 
     fn ended(&self) {
         if self.part.keeps_elements_apart(self.cx) {
-            self.cx.memory().forget_parts();
+            self.cx.memory.forget_parts();
         }
     }
 }
-
-impl WorksInTurns for PageQueue {}

@@ -4,74 +4,197 @@
 //!
 //! Imports go one way: the device knows its parts, and these know the guest's
 //! memory.  A part does not know the device, only a [`Context`].
+//!
+//! # Examples
+//!
+//! A part that returns all elements as they are, as long as there is budget:
+//!
+//! ```ignore
+//! #[derive(Default)]
+//! pub struct Echo {
+//!     turns: Turns<EchoWork>,
+//! }
+//!
+//! #[derive(Default)]
+//! struct EchoWork;
+//!
+//! impl Work<PartPort<'_, Echo, Self>> for EchoWork {
+//!     fn step(&mut self, port: &PartPort<'_, Echo, Self>, budget: &mut Budget, _: Phase) -> Progress {
+//!         let Some(elem) = port.pop() else {
+//!             return Progress::Idle;
+//!         };
+//!         budget.charge_element(port.buffers(&elem));
+//!         port.push(elem);
+//!         port.notify();
+//!         Progress::More
+//!     }
+//! }
+//!
+//! impl Part for Echo {
+//!     fn queue(&self) -> &BqlCell<Option<u16>> {
+//!         self.turns.queue()
+//!     }
+//!
+//!     fn handle(&self, cx: &Context<'_>, event: Event) {
+//!         if let Some(port) = PartPort::new(self, &self.turns, cx) {
+//!             port.turn(event);
+//!         }
+//!     }
+//!
+//!     fn drop_elements(&self) {
+//!         self.turns.drop_elements();
+//!     }
+//! }
+//! ```
 
-use qom::prelude::*;
-use system::prelude::*;
+use bql::prelude::*;
+use util::prelude::*;
 use virtio::prelude::*;
+use virtio_balloon_core::{
+    engine::{Engine, Event, Port},
+    spec::VIRTIO_BALLOON_F_MUST_TELL_HOST,
+};
 
 use crate::guest_memory::GuestMemory;
 
-/// What the parts need from the device
-pub trait Context {
-    /// The queue with an index; `None` if the device is not realized.
-    fn queue(&self, index: u16) -> Option<VirtQueue<'_>>;
-
-    /// Whether the VM is running
-    fn vm_running(&self) -> bool;
-
-    /// Whether the driver has accepted a feature
-    fn has_feature(&self, bit: u32) -> bool;
-
+/// What the parts get to know of the device
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    /// The device, as far as it is like all virtio devices
+    pub vdev: &'a VirtIODevice,
     /// The guest's memory, and what of it is in the balloon
-    fn memory(&self) -> &GuestMemory;
-
-    /// Whether a host page that is larger than a balloon page is discarded when
-    /// the last part of it goes into the balloon, whatever elements the parts are
-    /// in: the user wants that, and the driver has promised to tell before it uses
-    /// a part.
-    fn completes_host_pages(&self) -> bool;
-
+    pub memory: &'a GuestMemory,
     /// What the guest fills free pages with; 0 if it has not told
-    fn poison_val(&self) -> u32;
-
-    /// The `iothread` property
-    fn iothread(&self) -> Option<Owned<IOThread>>;
-
-    /// Tell the driver that the configuration space has changed.
-    fn notify_config(&self);
-
-    /// The driver has violated the specification: stop using the queues until
-    /// the device is reset.
-    fn error(&self, msg: &str);
-
-    /// A function that can be called in any thread.  It has the main loop call
-    /// [`FreePageHinting::return_processed`](crate::hinting::FreePageHinting::return_processed),
-    /// and keeps the device alive until then.
-    fn hints_processed(&self) -> Box<dyn FnOnce() + Send>;
+    pub poison_val: &'a BqlCell<u32>,
+    /// Has all parts handle [`Event::MainLoop`]
+    pub bh: &'a BottomHalf,
+    /// Has all parts handle [`Event::Retry`]
+    pub retry: &'a Timer,
 }
 
-/// A part of the device that works on a queue: what happens to all of them
+impl Context<'_> {
+    /// Whether a host page that is larger than a balloon page is discarded when
+    /// the last part of it goes into the balloon, whatever elements the parts are
+    /// in: the user wants that, as the feature is offered, and the driver has
+    /// promised to tell before it uses a part.
+    pub fn completes_host_pages(&self) -> bool {
+        self.vdev.has_feature(VIRTIO_BALLOON_F_MUST_TELL_HOST)
+    }
+}
+
+/// A part of the device that works on a queue
 ///
 /// All functions are called with the big QEMU lock taken.
 pub trait Part {
-    /// The device is realized, with the part's queue at an index.
-    fn realize(&self, cx: &dyn Context, queue: u16);
+    /// Where the index of the queue is, while the device is realized and has it
+    fn queue(&self) -> &BqlCell<Option<u16>>;
 
-    /// The device is unrealized.
-    fn unrealize(&self, cx: &dyn Context);
+    /// Something has happened that is a reason to look at the queue.  When the VM
+    /// is stopped, it will perhaps be migrated, and nothing may stay in flight.
+    fn handle(&self, cx: &Context<'_>, event: Event);
+
+    /// The queue is reset, or removed: what was taken from it must not be
+    /// returned.
+    fn drop_elements(&self);
 
     /// The device is reset.
-    fn reset(&self, cx: &dyn Context);
+    fn reset(&self, _cx: &Context<'_>) {
+        self.drop_elements();
+    }
+}
 
-    /// The driver resets a queue, which can be that of another part.
-    fn queue_reset(&self, cx: &dyn Context, queue: u32);
+/// The state of a part that works in turns; `W` are the elements in flight.
+#[derive(Default)]
+pub struct Turns<W> {
+    queue: BqlCell<Option<u16>>,
+    engine: BqlRefCell<Engine<W>>,
+}
 
-    /// The VM was started or stopped, or the driver has written the device
-    /// status.  When the VM is stopped, it will perhaps be migrated, and nothing
-    /// may be in flight.
-    fn vm_state_change(&self, cx: &dyn Context, running: bool);
+impl<W: Default> Turns<W> {
+    /// See [`Part::queue`]
+    pub const fn queue(&self) -> &BqlCell<Option<u16>> {
+        &self.queue
+    }
 
-    /// The VM begins to run after it has come from another QEMU, which may have
-    /// left something in the queue.  Only called if the driver is ready.
-    fn post_load(&self, _cx: &dyn Context) {}
+    /// Whether the host could not do what was needed, and it is tried again
+    pub fn is_blocked(&self) -> bool {
+        self.engine.borrow().is_blocked()
+    }
+
+    /// See [`Part::drop_elements`]
+    pub fn drop_elements(&self) {
+        // Not dropped while the cell is borrowed
+        let work = self.engine.borrow_mut().invalidate();
+        drop(work);
+    }
+}
+
+/// A part that works in turns, and what it needs for that
+pub struct PartPort<'a, P, W> {
+    pub part: &'a P,
+    pub cx: &'a Context<'a>,
+    engine: &'a BqlRefCell<Engine<W>>,
+    vq: VirtQueue<'a>,
+}
+
+impl<'a, P, W> PartPort<'a, P, W> {
+    /// `None` if there is no queue.
+    pub fn new(part: &'a P, turns: &'a Turns<W>, cx: &'a Context<'a>) -> Option<Self> {
+        Some(Self {
+            part,
+            cx,
+            engine: &turns.engine,
+            vq: VirtQueue::of(cx.vdev, turns.queue.get()?)?,
+        })
+    }
+}
+
+impl<P, W: Default> Port for PartPort<'_, P, W> {
+    type Element = VirtQueueElement;
+    type Work = W;
+
+    fn capacity(&self) -> usize {
+        self.vq.size()
+    }
+
+    fn pop(&self) -> Option<VirtQueueElement> {
+        self.vq.pop()
+    }
+
+    fn buffers(&self, elem: &VirtQueueElement) -> usize {
+        elem.buffers()
+    }
+
+    fn push(&self, elem: VirtQueueElement) {
+        elem.push(0);
+    }
+
+    fn unpop(&self, elem: VirtQueueElement) {
+        elem.unpop();
+    }
+
+    fn notify(&self) {
+        self.vq.notify();
+    }
+
+    fn is_current(&self) -> bool {
+        self.vq.is_current()
+    }
+
+    fn engine<R>(&self, f: impl FnOnce(&mut Engine<W>) -> R) -> R {
+        f(&mut self.engine.borrow_mut())
+    }
+
+    fn vm_running(&self) -> bool {
+        self.cx.vdev.vm_running()
+    }
+
+    fn schedule(&self) {
+        self.cx.bh.schedule();
+    }
+
+    fn schedule_after(&self, delay: u32) {
+        let now = CLOCK_VIRTUAL.get_ms();
+        self.cx.retry.modify(now + u64::from(delay));
+    }
 }

@@ -8,7 +8,6 @@
 //! is stopped meanwhile.
 
 use bql::prelude::*;
-use common::{field, Field};
 use system::{request_vm_stop, vm_start_if_paused};
 use util::report::error_report;
 use virtio::prelude::*;
@@ -19,8 +18,6 @@ use crate::{guest_memory::Repopulated, part::Context};
 /// The state of that
 #[derive(Default)]
 pub struct Repopulation {
-    /// Runs the next turn
-    bh: BottomHalf,
     state: BqlCell<State>,
 }
 
@@ -35,17 +32,15 @@ enum State {
 }
 
 impl Repopulation {
-    pub const BH: Field<Self, BottomHalf> = field!(Self, bh);
-
     /// The device was reset while the VM is running, the VM begins to run, or the
     /// next turn is due.
-    pub fn run(&self, cx: &dyn Context) {
-        if !cx.memory().lacks_memory() {
+    pub fn run(&self, cx: &Context<'_>) {
+        if !cx.memory.lacks_memory() {
             return;
         }
         let mut budget = Budget::TURN;
         let before = self.state.get();
-        match cx.memory().repopulate(&mut budget) {
+        match cx.memory.repopulate(&mut budget) {
             Repopulated::All => {
                 self.state.set(State::Done);
                 if before == State::Stopped {
@@ -53,15 +48,15 @@ impl Repopulation {
                 }
             }
             Repopulated::Some => {
-                if cx.vm_running() && before != State::Stopped {
+                if cx.vdev.vm_running() && before != State::Stopped {
                     self.state.set(State::Stopped);
                     request_vm_stop();
                 }
-                self.bh.schedule();
+                cx.bh.schedule();
             }
             Repopulated::NoMemory => {
                 self.state.set(State::NoMemory);
-                if cx.vm_running() {
+                if cx.vdev.vm_running() {
                     request_vm_stop();
                 }
                 error_report(
@@ -76,10 +71,5 @@ impl Repopulation {
     /// Whether the VM is stopped because the host has no memory
     pub fn waits_for_memory(&self) -> bool {
         self.state.get() == State::NoMemory
-    }
-
-    /// The device is unrealized.
-    pub fn unrealize(&self) {
-        self.bh.delete();
     }
 }

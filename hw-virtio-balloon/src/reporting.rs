@@ -2,50 +2,53 @@
 
 //! Free page reporting (virtio 1.3, section 5.5.6.7)
 //!
-//! How elements are worked on is in [`virtio_balloon_core::report_work`].
+//! How elements are worked on is in [`virtio_balloon_core::reports`].
 
-use common::{field, Field};
+use bql::prelude::*;
 use system::prelude::*;
 use virtio::prelude::*;
-use virtio_balloon_core::report_work::{self, ReportHost, ReportWork, ReportedRange};
+use virtio_balloon_core::{
+    engine::{Event, Port},
+    reports::{Piece, ReportPort, ReportWork, ReportedRange},
+};
 
 use crate::{
-    deferred::{self, Deferred, PartHost, QueuePart, WorksInTurns},
-    events::trace_virtio_balloon_bad_addr,
     guest_memory::{is_cheap_to_discard, is_discard_inhibited},
-    part::Context,
+    part::{Context, Part, PartPort, Turns},
+    trace::trace_virtio_balloon_bad_addr,
 };
+
+type InFlight = ReportWork<VirtQueueElement>;
 
 /// The part of the device for reports
 #[derive(Default)]
 pub struct Reporting {
-    deferred: Deferred<ReportWork<VirtQueueElement>>,
+    turns: Turns<InFlight>,
 }
 
-impl Reporting {
-    pub const BH: Field<Self, BottomHalf> = field!(Self, deferred).then(Deferred::BH);
+impl Part for Reporting {
+    fn queue(&self) -> &BqlCell<Option<u16>> {
+        self.turns.queue()
+    }
 
-    /// The driver reports pages that are free at the moment.
     #[doc(alias = "virtio_balloon_handle_report")]
-    pub fn run(&self, cx: &dyn Context) {
-        deferred::run(self, cx);
+    fn handle(&self, cx: &Context<'_>, event: Event) {
+        if let Some(port) = PartPort::new(self, &self.turns, cx) {
+            port.turn(event);
+        }
+    }
+
+    fn drop_elements(&self) {
+        self.turns.drop_elements();
     }
 }
 
-impl QueuePart for Reporting {
-    type Work = ReportWork<VirtQueueElement>;
-
-    fn deferred(&self) -> &Deferred<Self::Work> {
-        &self.deferred
-    }
-}
-
-impl ReportHost for PartHost<'_, Reporting> {
+impl ReportPort for PartPort<'_, Reporting, InFlight> {
     fn may_discard(&self) -> bool {
         // A page that is discarded reads as zeroes when the guest uses it again.
         // That is no good if somebody else is still using it, or if the guest
         // expects to find its poison there.
-        !is_discard_inhibited() && self.cx.poison_val() == 0
+        !is_discard_inhibited() && self.cx.poison_val.get() == 0
     }
 
     fn range(&self, elem: &VirtQueueElement, buffer: usize) -> Option<ReportedRange> {
@@ -70,13 +73,13 @@ impl ReportHost for PartHost<'_, Reporting> {
         })
     }
 
-    fn discard(&self, elem: &VirtQueueElement, parts: &[report_work::Part]) {
-        let memory = self.cx.memory();
+    fn discard(&self, elem: &VirtQueueElement, pieces: &[Piece]) {
+        let memory = self.cx.memory;
         let mut current: Option<RamBlock<'_>> = None;
         let mut ranges = Vec::new();
 
-        for part in parts {
-            let buf = elem.in_buffer(part.buffer);
+        for piece in pieces {
+            let buf = elem.in_buffer(piece.buffer);
             let Some((block, offset)) = buf.and_then(|buf| RamBlock::from_host(&buf.range)) else {
                 continue;
             };
@@ -87,8 +90,8 @@ impl ReportHost for PartHost<'_, Reporting> {
                 }
             }
             ranges.push(RAMBlockRange {
-                offset: offset + part.offset,
-                length: part.len,
+                offset: offset + piece.offset,
+                length: piece.len,
             });
         }
         if let Some(block) = current {
@@ -96,5 +99,3 @@ impl ReportHost for PartHost<'_, Reporting> {
         }
     }
 }
-
-impl WorksInTurns for Reporting {}

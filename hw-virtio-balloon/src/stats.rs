@@ -15,7 +15,8 @@ use common::{field, Field};
 use util::{prelude::*, Error, Result};
 use virtio::prelude::*;
 use virtio_balloon_core::{
-    features::VIRTIO_BALLOON_F_STATS_VQ,
+    engine::Event,
+    spec::VIRTIO_BALLOON_F_STATS_VQ,
     stats::{check_poll_interval, Stats},
 };
 
@@ -24,8 +25,7 @@ use crate::part::{Context, Part};
 /// The part of the device for statistics
 #[derive(Default)]
 pub struct GuestStats {
-    /// Index of the queue
-    index: BqlCell<u16>,
+    queue: BqlCell<Option<u16>>,
     latest: BqlRefCell<Stats>,
     /// The buffer that is to be returned to get new statistics
     element: BqlRefCell<Option<VirtQueueElement>>,
@@ -43,8 +43,8 @@ impl GuestStats {
         *self.latest.borrow_mut() = Stats::default();
     }
 
-    fn queue<'a>(&self, cx: &'a dyn Context) -> Option<VirtQueue<'a>> {
-        cx.queue(self.index.get())
+    fn vq<'a>(&self, cx: &Context<'a>) -> Option<VirtQueue<'a>> {
+        VirtQueue::of(cx.vdev, self.queue.get()?)
     }
 
     fn take_element(&self) -> Option<VirtQueueElement> {
@@ -66,12 +66,6 @@ impl GuestStats {
 
     /// The driver has sent statistics.
     #[doc(alias = "virtio_balloon_receive_stats")]
-    pub fn run(&self, cx: &dyn Context) {
-        if let Some(vq) = self.queue(cx) {
-            self.receive(&vq);
-        }
-    }
-
     fn receive(&self, vq: &VirtQueue<'_>) {
         if let Some(elem) = vq.pop() {
             // For the user only: the guest does not see it
@@ -105,9 +99,9 @@ impl GuestStats {
     /// the driver has made the element invalid in the meantime, the device is
     /// broken but does not show it: the status is about to be overwritten.
     #[doc(alias = "virtio_balloon_set_status")]
-    pub fn recover(&self, cx: &dyn Context) {
+    pub fn recover(&self, cx: &Context<'_>) {
         let lost = self.element.borrow().is_none();
-        if let Some(vq) = self.queue(cx) {
+        if let Some(vq) = self.vq(cx) {
             if lost && vq.rewind(1) {
                 self.receive(&vq);
             }
@@ -116,11 +110,11 @@ impl GuestStats {
 
     /// The time has come for new statistics.
     #[doc(alias = "balloon_stats_poll_cb")]
-    pub fn poll(&self, cx: &dyn Context) {
-        if cx.has_feature(VIRTIO_BALLOON_F_STATS_VQ) {
+    pub fn poll(&self, cx: &Context<'_>) {
+        if cx.vdev.has_feature(VIRTIO_BALLOON_F_STATS_VQ) {
             if let Some(elem) = self.take_element() {
                 elem.push(0);
-                if let Some(vq) = self.queue(cx) {
+                if let Some(vq) = self.vq(cx) {
                     vq.notify();
                 }
                 // receive() arms the timer when the driver has answered
@@ -131,7 +125,7 @@ impl GuestStats {
     }
 
     /// Disable polling.
-    fn stop_polling(&self) {
+    pub fn stop_polling(&self) {
         self.timer.delete();
         self.poll_interval.set(0);
     }
@@ -143,9 +137,10 @@ impl GuestStats {
         v.visit_struct(name, |v| {
             v.visit_int(c"last-update", &mut stats.last_update)?;
             v.visit_struct(c"stats", |v| {
-                stats
-                    .iter()
-                    .try_for_each(|(stat, mut value)| v.visit_u64(stat, &mut value))
+                stats.iter().try_for_each(|(stat, value)| {
+                    // All bits are set if it is not known, as in C
+                    v.visit_u64(stat, &mut value.unwrap_or(u64::MAX))
+                })
             })
         })
     }
@@ -184,27 +179,19 @@ fn read_stat(reader: &mut OutReader<'_>) -> Option<(u16, u64)> {
 }
 
 impl Part for GuestStats {
-    fn realize(&self, _cx: &dyn Context, queue: u16) {
-        self.index.set(queue);
-        self.forget();
+    fn queue(&self) -> &BqlCell<Option<u16>> {
+        &self.queue
     }
 
-    fn unrealize(&self, _cx: &dyn Context) {
-        self.stop_polling();
+    fn handle(&self, cx: &Context<'_>, event: Event) {
+        if event == Event::Notified {
+            if let Some(vq) = self.vq(cx) {
+                self.receive(&vq);
+            }
+        }
+    }
+
+    fn drop_elements(&self) {
         drop(self.take_element());
     }
-
-    fn reset(&self, _cx: &dyn Context) {
-        if let Some(elem) = self.take_element() {
-            elem.unpop();
-        }
-    }
-
-    fn queue_reset(&self, _cx: &dyn Context, queue: u32) {
-        if queue == u32::from(self.index.get()) {
-            drop(self.take_element());
-        }
-    }
-
-    fn vm_state_change(&self, _cx: &dyn Context, _running: bool) {}
 }

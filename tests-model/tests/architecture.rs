@@ -69,7 +69,7 @@ fn imports(sources: &BTreeMap<String, String>) -> BTreeMap<&str, BTreeSet<&str>>
 
 #[test]
 fn imports_go_one_way() {
-    for dir in ["src", "core/src", "../xtask/src"] {
+    for dir in ["src", "core/src", "../rust/virtio/src", "../xtask/src"] {
         let sources = sources(&device().join(dir));
         let mut left = imports(&sources);
         // Remove what imports nothing that is left, until nothing is left
@@ -130,4 +130,67 @@ fn a_circle_is_found() {
         ]),
         [r#"a: {"b", "c"}"#, r#"b: {"a"}"#, "c: {}", r#"d: {"c"}"#]
     );
+}
+
+/// The bodies of all functions of that name in a file.  They end with a brace that
+/// is as far to the right as the beginning.
+fn bodies(text: &str, name: &str) -> Vec<String> {
+    let lines: Vec<_> = text.lines().collect();
+    let is_it = |line: &str| {
+        let after = line.split(&format!("fn {name}")).nth(1);
+        after.is_some_and(|rest| rest.starts_with(['(', '<']))
+    };
+    (0..lines.len())
+        .filter(|n| is_it(lines[*n]))
+        .map(|n| {
+            let indent = lines[n].len() - lines[n].trim_start().len();
+            let end = format!("{}}}", " ".repeat(indent));
+            let body = lines[n + 1..].iter().take_while(|line| **line != end);
+            body.copied().collect::<Vec<_>>().join("\n")
+        })
+        .collect()
+}
+
+/// What is called through a function pointer, macro or type parameter, and what the
+/// code has instead of its name
+const INDIRECT: &[(&str, &str)] = &[("handle_output", "F::call(")];
+
+#[test]
+fn the_path_of_a_pfn_is_as_documented() {
+    let root = device().join("..");
+    let text = fs::read_to_string(root.join("docs/architecture.md")).unwrap();
+    let path = text.split("```text\n").nth(1).unwrap();
+    let patches: String = fs::read_dir(root.join("patches/qemu"))
+        .unwrap()
+        .map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap())
+        .collect();
+
+    let mut callers: Vec<(usize, Vec<String>)> = Vec::new();
+    let mut count = 0;
+    for line in path.lines().take_while(|line| *line != "```") {
+        let mut words = line.split_whitespace();
+        let (name, file) = (words.next().unwrap(), words.next().unwrap());
+        let depth = line.len() - line.trim_start().len();
+        callers.retain(|(other, _)| *other < depth);
+        if let Some((_, bodies)) = callers.last() {
+            let indirect = INDIRECT.iter().find(|(callee, _)| *callee == name);
+            let call = indirect.map_or(format!("{name}("), |(_, call)| (*call).to_owned());
+            let called = bodies.iter().any(|body| body.contains(&call));
+            assert!(called, "{name} is not called where it is listed");
+        }
+        let code = fs::read_to_string(root.join(file)).unwrap_or_default();
+        if code.is_empty() {
+            assert!(patches.contains(&format!("+++ b/{file}")), "{file}");
+            assert!(patches.contains(&format!("fn {name}(")), "{name}");
+        }
+        let generated = code.contains(&format!("!({name}, "));
+        let found = bodies(&code, name);
+        assert!(
+            code.is_empty() || generated || !found.is_empty(),
+            "{file}: {name}"
+        );
+        callers.push((depth, found));
+        count += 1;
+    }
+    assert!(count > 10);
 }

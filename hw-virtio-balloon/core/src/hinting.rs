@@ -385,7 +385,7 @@ mod tests {
                 over: true,
                 released: false,
             };
-            let depth = if cfg!(miri) { 3 } else { 6 };
+            let depth = 6;
             assert_eq!(explore(h, &model, depth), 7u64.pow(depth));
         }
     }

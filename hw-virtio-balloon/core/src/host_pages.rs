@@ -14,7 +14,7 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
-use crate::pages::BALLOON_PAGE_SIZE;
+use crate::spec::BALLOON_PAGE_SIZE;
 
 const WORD_BITS: u64 = u64::BITS as u64;
 

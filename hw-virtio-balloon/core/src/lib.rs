@@ -12,22 +12,19 @@
 #![forbid(unsafe_code)]
 
 pub mod budget;
-pub mod config;
 pub mod counters;
 pub mod deflation;
 pub mod engine;
-pub mod features;
 pub mod hint_exchange;
 pub mod hinting;
 pub mod host_pages;
 pub mod oom_hold;
-pub mod page_work;
 pub mod pages;
-pub mod report_work;
-pub mod runs;
+pub mod reports;
+pub mod spec;
 pub mod stats;
 
-pub use pages::BALLOON_PAGE_SIZE;
+pub use spec::BALLOON_PAGE_SIZE;
 
 #[cfg(test)]
 mod tests {

@@ -15,7 +15,7 @@ const MAX_FACTOR: u32 = 64;
 /// Whether the target is being held back.  All times are in milliseconds, of a
 /// clock that stands still while the VM does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct OomHold {
+pub struct Hold {
     /// When the target is to be shown again, if it is not now
     until: Option<u64>,
     /// How long the latest hold took, as a multiple of the configured time; 0 if
@@ -25,7 +25,7 @@ pub struct OomHold {
     ended: u64,
 }
 
-impl OomHold {
+impl Hold {
     /// Whether the target is held back
     pub const fn is_active(&self) -> bool {
         self.until.is_some()
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn the_target_is_held_back_for_a_time() {
-        let mut hold = OomHold::default();
+        let mut hold = Hold::default();
         assert_eq!(hold.shown(100, 60), 100);
         assert!(!hold.elapsed(1000));
 
@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn it_takes_longer_if_it_repeats() {
-        let mut hold = OomHold::default();
+        let mut hold = Hold::default();
         let mut now = 1000;
         for factor in [1, 2, 4, 8, 16, 32, 64, 64] {
             assert_eq!(hold.deflated(now, 10), now + 10 * factor);
@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn no_time_is_too_long() {
-        let mut hold = OomHold::default();
+        let mut hold = Hold::default();
         let time = u64::from(u32::MAX) * 1000;
         for _ in 0..10 {
             let until = hold.deflated(u64::MAX - 1, time);
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn migration_continues_it() {
-        let mut hold = OomHold::default();
+        let mut hold = Hold::default();
         // The guest has what it was asked for
         assert_eq!(hold.arrive(100, 100, 100, 7, 10), None);
         // It is still inflating

@@ -1,68 +1,416 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! Balloon pages, and host pages that are larger than them
+//! Pages that go into the balloon, or leave it
+//!
+//! All elements that the driver has made available are worked on together: their
+//! PFNs become runs of consecutive pages, which are discarded as a whole, and only
+//! then the elements are returned, in the order in which they came.
+//!
+//! The host discards a large range of memory for little more than the price of
+//! one page, while drivers send page frame numbers one by one: Linux descending,
+//! as they come from its buddy allocator.
 
-/// Log2 of [`BALLOON_PAGE_SIZE`]
-pub const VIRTIO_BALLOON_PFN_SHIFT: u32 = 12;
+use std::ops::AddAssign;
 
-/// Size in bytes of the pages in the balloon.  Virtio defines it, independently
-/// of the page sizes of guest and host.
-pub const BALLOON_PAGE_SIZE: u64 = 1 << VIRTIO_BALLOON_PFN_SHIFT;
+use crate::{
+    budget::Budget,
+    engine::{Phase, Port, Progress, Work},
+    spec::BALLOON_PAGE_SIZE,
+};
 
-/// Guest-physical address of a page.  Does not overflow, as PFNs have 32 bits.
-pub const fn pfn_to_gpa(pfn: u32) -> u64 {
-    (pfn as u64) << VIRTIO_BALLOON_PFN_SHIFT
+/// What became of pages
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Pages that are RAM
+    pub ram: u64,
+    /// PFNs at which there is no RAM
+    pub bad: u64,
 }
 
-/// Size in bytes of a number of pages
-pub const fn pages_to_bytes(pages: u32) -> u64 {
-    (pages as u64) << VIRTIO_BALLOON_PFN_SHIFT
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.ram += other.ram;
+        self.bad += other.bad;
+    }
 }
 
-/// How much memory a guest that has `ram_size` bytes of it is left with, in bytes,
-/// if there are that many pages in the balloon.  0 if the driver claims that there
-/// are more than all of them.
-pub const fn pages_to_actual(ram_size: u64, pages: u32) -> u64 {
-    ram_size.saturating_sub(pages_to_bytes(pages))
+/// The inflate queue or the deflate queue
+pub trait PagePort: Port {
+    /// How many elements may be worked on together.  If what is known of large
+    /// host pages is only good for a single element, that is one.
+    fn batch(&self) -> usize {
+        self.capacity()
+    }
+
+    /// Read PFNs of an element, at most `max`, from a position on that is in
+    /// bytes.  Returns the position behind the last of them, or `None` if there
+    /// are no more.
+    fn read_pfns(
+        &self,
+        elem: &Self::Element,
+        position: usize,
+        max: usize,
+        runs: &mut Runs,
+    ) -> Option<usize>;
+
+    /// Discard pages, or populate those that leave the balloon, and charge the
+    /// budget for the ranges of guest memory that they consist of.  The elements
+    /// that they are from have so many PFNs, or more.  Returns `None` if the host
+    /// has no memory for all of them at the moment; then it will be tried again
+    /// with the same ones, and others.
+    fn discard(&self, pfns: usize, pieces: &mut Pieces<'_>, budget: &mut Budget) -> Option<Tally>;
+
+    /// A batch of elements is about to be returned.
+    fn completed(&self, tally: Tally);
+
+    /// A batch of elements is not worked on any more: it is about to be returned,
+    /// or put back.
+    fn ended(&self);
 }
 
-/// The number of pages to be in the balloon for a guest that has `ram_size`
-/// bytes of memory to be left with `target` bytes.  The field in the configuration
-/// space has room for 16 TiB less a page; C takes the lower 32 bits of what is more.
-pub fn target_to_pages(ram_size: u64, target: u64) -> u32 {
-    let pages = ram_size.saturating_sub(target) >> VIRTIO_BALLOON_PFN_SHIFT;
-    u32::try_from(pages).unwrap_or(u32::MAX)
+/// The elements that are being worked on
+#[derive(Debug)]
+pub struct PageWork<E> {
+    /// Elements of which all PFNs are in `runs`, in the order in which they were
+    /// popped
+    complete: Vec<E>,
+    /// The last element, if there was no room for all of its PFNs, and the
+    /// number of bytes of it that are in `runs`
+    unfinished: Option<(E, usize)>,
+    /// An element was divided, so that `runs` only has a part of its PFNs
+    divided: bool,
+    /// Disjoint, in ascending order
+    runs: Runs,
+    /// Which of them are done
+    done: Position,
+    tally: Tally,
+}
+
+impl<E> Default for PageWork<E> {
+    fn default() -> Self {
+        Self {
+            complete: Vec::new(),
+            unfinished: None,
+            divided: false,
+            runs: Runs::default(),
+            done: Position::default(),
+            tally: Tally::default(),
+        }
+    }
+}
+
+impl<E, P: PagePort<Element = E>> Work<P> for PageWork<E> {
+    fn step(&mut self, port: &P, budget: &mut Budget, phase: Phase) -> Progress {
+        if self.runs.as_slice().is_empty() {
+            if phase == Phase::Finish {
+                return Progress::Idle;
+            }
+            self.collect(port, budget);
+            if Work::<P>::is_empty(self) {
+                return Progress::Idle;
+            }
+        }
+        if !port.is_current() {
+            return Progress::More;
+        }
+        let pfns = if self.divided {
+            usize::MAX
+        } else {
+            self.runs.pfns()
+        };
+        let mut pieces = Pieces {
+            runs: self.runs.as_slice(),
+            done: self.done,
+        };
+        let Some(tally) = port.discard(pfns, &mut pieces, budget) else {
+            return Progress::Blocked;
+        };
+        self.tally += tally;
+        self.done = pieces.done;
+        if self.done.run == self.runs.as_slice().len() && port.is_current() {
+            self.complete(port);
+        }
+        Progress::More
+    }
+
+    fn is_empty(&self) -> bool {
+        self.complete.is_empty() && self.unfinished.is_none()
+    }
+
+    fn put_back(&mut self, port: &P) {
+        port.ended();
+        if let Some((elem, _)) = self.unfinished.take() {
+            port.unpop(elem);
+        }
+        while let Some(elem) = self.complete.pop() {
+            port.unpop(elem);
+        }
+        *self = Self::default();
+    }
+}
+
+impl<E> PageWork<E> {
+    /// Take elements from the queue, as many as there is budget for, and make runs
+    /// of their PFNs.
+    fn collect<P: PagePort<Element = E>>(&mut self, port: &P, budget: &mut Budget) {
+        // The driver can make more elements available than the queue has room
+        // for, by reusing descriptors that were not returned yet.
+        let batch = port.batch().min(port.capacity());
+        let mut unfinished = self.unfinished.take();
+        while let Some((elem, position)) = unfinished.take().or_else(|| {
+            let elem = port.pop()?;
+            budget.charge_element(port.buffers(&elem));
+            Some((elem, 0))
+        }) {
+            let before = self.runs.pfns();
+            let end = port.read_pfns(&elem, position, budget.pfns, &mut self.runs);
+            budget.charge_pfns(self.runs.pfns() - before);
+            match end {
+                Some(end) => {
+                    self.unfinished = Some((elem, end));
+                    self.divided = true;
+                }
+                None => self.complete.push(elem),
+            }
+            if !port.is_current() {
+                return;
+            }
+            if self.unfinished.is_some()
+                || self.complete.len() >= batch
+                || budget.buffers == 0
+                || budget.pfns == 0
+            {
+                break;
+            }
+        }
+        self.runs.merge();
+    }
+
+    /// Return the elements of which all pages are done.
+    fn complete<P: PagePort<Element = E>>(&mut self, port: &P) {
+        self.runs.clear();
+        self.done = Position::default();
+        if self.complete.is_empty() {
+            // A part of a large element
+            return;
+        }
+        self.divided = self.unfinished.is_some();
+        port.completed(std::mem::take(&mut self.tally));
+        port.ended();
+        for elem in self.complete.drain(..) {
+            // Any of these can reset the device
+            if !port.is_current() {
+                return;
+            }
+            port.push(elem);
+        }
+        if port.is_current() {
+            port.notify();
+        }
+    }
+}
+
+/// Pages with consecutive PFNs, `first` to `last` inclusive
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// PFN of the first page
+    pub first: u32,
+    /// PFN of the last page; not less than `first`
+    pub last: u32,
+}
+
+impl Run {
+    /// Number of pages in the run
+    pub const fn pages(&self) -> u64 {
+        (self.last - self.first) as u64 + 1
+    }
+}
+
+/// Collects PFNs and makes runs of them.
+///
+/// PFNs that extend the latest run, at either end, are merged with it at once;
+/// so, with the drivers that exist, there is not much left to sort.
+#[derive(Debug, Default)]
+pub struct Runs {
+    runs: Vec<Run>,
+    pfns: usize,
+}
+
+impl Runs {
+    /// Add a page.
+    // called for each page, from another crate
+    #[inline]
+    pub fn push(&mut self, pfn: u32) {
+        self.pfns += 1;
+        if let Some(run) = self.runs.last_mut() {
+            if pfn.wrapping_sub(1) == run.last && pfn != 0 {
+                run.last = pfn;
+                return;
+            }
+            if pfn.wrapping_add(1) == run.first && run.first != 0 {
+                run.first = pfn;
+                return;
+            }
+            if (run.first..=run.last).contains(&pfn) {
+                return;
+            }
+        }
+        self.runs.push(Run {
+            first: pfn,
+            last: pfn,
+        });
+    }
+
+    /// How often [`push`](Self::push) was called since the last
+    /// [`clear`](Self::clear)
+    #[inline]
+    pub const fn pfns(&self) -> usize {
+        self.pfns
+    }
+
+    /// Sort the runs, and merge those that overlap or are adjacent.
+    pub fn merge(&mut self) {
+        self.runs.sort_unstable_by_key(|run| run.first);
+        self.runs.dedup_by(|next, run| {
+            // `next` follows `run`, and is removed if it was merged with it
+            let joined = next.first <= run.last || next.first - run.last == 1;
+            if joined {
+                run.last = run.last.max(next.last);
+            }
+            joined
+        });
+    }
+
+    /// The runs, which are disjoint and in ascending order if nothing was added
+    /// after [`merge`](Self::merge)
+    pub fn as_slice(&self) -> &[Run] {
+        &self.runs
+    }
+
+    /// Forget all pages.
+    pub fn clear(&mut self) {
+        self.runs.clear();
+        self.pfns = 0;
+    }
+}
+
+/// How far runs are done
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Position {
+    /// The first run that is not done
+    run: usize,
+    /// How many pages of that run are done; less than all of them
+    pages: u32,
+}
+
+/// What is left of runs, in pieces that fit into the budget
+#[derive(Debug)]
+pub struct Pieces<'a> {
+    runs: &'a [Run],
+    done: Position,
+}
+
+impl Pieces<'_> {
+    /// The next piece, unless the budget is spent
+    pub fn next(&mut self, budget: &Budget) -> Option<Run> {
+        if budget.is_discard_spent() {
+            return None;
+        }
+        let run = self.runs.get(self.done.run)?;
+        // Does not overflow: less than the whole run is done
+        let first = run.first + self.done.pages;
+        let end = u64::from(first) + budget.piece() / BALLOON_PAGE_SIZE;
+        // Divide it where a huge page ends, if one does
+        let aligned = end - end % (budget.align / BALLOON_PAGE_SIZE);
+        let end = if aligned > u64::from(first) {
+            aligned
+        } else {
+            end
+        };
+        let last = u32::try_from(end - 1).map_or(run.last, |last| last.min(run.last));
+        if last == run.last {
+            self.done.run += 1;
+            self.done.pages = 0;
+        } else {
+            self.done.pages = last - run.first + 1;
+        }
+        Some(Run { first, last })
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::tests::Rng;
 
-    const MIB: u64 = 1 << 20;
-
-    #[test]
-    fn largest_pfn() {
-        assert_eq!(pfn_to_gpa(u32::MAX), 0xfff_ffff_f000);
+    fn runs(pfns: impl IntoIterator<Item = u32>) -> Vec<(u32, u32)> {
+        let mut runs = Runs::default();
+        pfns.into_iter().for_each(|pfn| runs.push(pfn));
+        runs.merge();
+        runs.as_slice().iter().map(|r| (r.first, r.last)).collect()
     }
 
     #[test]
-    fn targets() {
-        assert_eq!(target_to_pages(512 * MIB, 160 * MIB), 352 * 256);
-        assert_eq!(target_to_pages(512 * MIB, 512 * MIB), 0);
-        assert_eq!(target_to_pages(512 * MIB, u64::MAX), 0);
-        assert_eq!(target_to_pages(8192, 1), 1);
-        assert_eq!(target_to_pages(u64::MAX, 0), u32::MAX);
-        // the largest that fits, and what is larger
-        assert_eq!(target_to_pages(20 << 40, 4 << 40), u32::MAX);
-        assert_eq!(target_to_pages(20 << 40, (4 << 40) + 4096), u32::MAX);
-        assert_eq!(target_to_pages(20 << 40, (4 << 40) + 8192), u32::MAX - 1);
+    fn orders() {
+        assert_eq!(runs([]), []);
+        assert_eq!(runs(5..300), [(5, 299)]);
+        assert_eq!(runs((5..300).rev()), [(5, 299)]);
+        assert_eq!(runs([7, 5, 6, 6, 5, 7]), [(5, 7)]);
+        assert_eq!(runs([9, 1, 8, 2, 4]), [(1, 2), (4, 4), (8, 9)]);
     }
 
     #[test]
-    fn actual() {
-        assert_eq!(pages_to_actual(512 * MIB, 352 * 256), 160 * MIB);
-        assert_eq!(pages_to_actual(512 * MIB, 512 * 256), 0);
-        assert_eq!(pages_to_actual(512 * MIB, 512 * 256 + 1), 0);
-        assert_eq!(pages_to_actual(0, u32::MAX), 0);
+    fn ends_of_the_range() {
+        assert_eq!(runs([0, u32::MAX]), [(0, 0), (u32::MAX, u32::MAX)]);
+        assert_eq!(runs([u32::MAX, 0]), [(0, 0), (u32::MAX, u32::MAX)]);
+        assert_eq!(runs([u32::MAX, u32::MAX - 1]), [(u32::MAX - 1, u32::MAX)]);
+        assert_eq!(runs([1, 0]), [(0, 1)]);
+        assert_eq!(runs([0, 0]), [(0, 0)]);
+        let all = Run {
+            first: 0,
+            last: u32::MAX,
+        };
+        assert_eq!(all.pages(), 1 << 32);
+    }
+
+    #[test]
+    fn cleared() {
+        let mut r = Runs::default();
+        r.push(1);
+        r.push(1);
+        assert_eq!(r.pfns(), 2);
+        r.clear();
+        assert_eq!(r.pfns(), 0);
+        assert!(r.as_slice().is_empty());
+    }
+
+    /// Against a set of single pages
+    #[test]
+    fn same_as_single_pages() {
+        let mut rng = Rng(1);
+        for round in 0..2000 {
+            let space = 1 + rng.below(600);
+            let base = if round % 2 == 0 { 0 } else { u32::MAX - space };
+            let mut pfns = Vec::new();
+            for _ in 0..rng.below(40) {
+                let (first, len) = (rng.below(space), 1 + rng.below(20));
+                let part = (first..(first + len).min(space + 1)).map(|pfn| base + pfn);
+                if rng.below(2) == 0 {
+                    pfns.extend(part);
+                } else {
+                    pfns.extend(part.rev());
+                }
+            }
+
+            let set: BTreeSet<u32> = pfns.iter().copied().collect();
+            let runs = runs(pfns);
+            let expanded: Vec<u32> = runs.iter().flat_map(|&(a, b)| a..=b).collect();
+            assert!(expanded.iter().eq(&set));
+            // and there are no more runs than necessary
+            let gaps = runs.windows(2).all(|w| w[1].0 - w[0].1 > 1);
+            assert!(gaps, "{runs:?}");
+        }
     }
 }

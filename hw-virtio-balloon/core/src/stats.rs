@@ -7,9 +7,6 @@ use std::ffi::CStr;
 /// Number of statistics that are known
 pub const VIRTIO_BALLOON_S_NR: usize = 16;
 
-/// The value of a statistic that the driver did not provide
-pub const UNSET: u64 = u64::MAX;
-
 /// The most entries that are read from a buffer.  A driver sends each
 /// statistic once, while a buffer can be as large as the guest's memory.
 pub const MAX_ENTRIES: usize = 1024;
@@ -38,7 +35,8 @@ pub const NAMES: [&CStr; VIRTIO_BALLOON_S_NR] = [
 /// The latest statistics of the guest
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stats {
-    values: [u64; VIRTIO_BALLOON_S_NR],
+    /// `None` if the driver did not provide it
+    values: [Option<u64>; VIRTIO_BALLOON_S_NR],
     /// When the guest has sent them, in seconds since the epoch; 0 if never
     pub last_update: i64,
 }
@@ -46,7 +44,7 @@ pub struct Stats {
 impl Default for Stats {
     fn default() -> Self {
         Self {
-            values: [UNSET; VIRTIO_BALLOON_S_NR],
+            values: [None; VIRTIO_BALLOON_S_NR],
             last_update: 0,
         }
     }
@@ -56,19 +54,19 @@ impl Stats {
     /// Replace all values with what the driver sent: pairs of tag and value.
     /// Unknown tags are ignored, for they may come from a newer driver; the
     /// last one wins if there are several with the same tag.  Whatever is not
-    /// mentioned is unset.  Only looks at the first [`MAX_ENTRIES`].
+    /// mentioned is not known any more.  Only looks at the first [`MAX_ENTRIES`].
     pub fn update(&mut self, entries: impl IntoIterator<Item = (u16, u64)>, now: i64) {
-        self.values = [UNSET; VIRTIO_BALLOON_S_NR];
+        self.values = [None; VIRTIO_BALLOON_S_NR];
         for (tag, value) in entries.into_iter().take(MAX_ENTRIES) {
             if let Some(slot) = self.values.get_mut(usize::from(tag)) {
-                *slot = value;
+                *slot = Some(value);
             }
         }
         self.last_update = now;
     }
 
     /// The names and values of all statistics
-    pub fn iter(&self) -> impl Iterator<Item = (&'static CStr, u64)> + '_ {
+    pub fn iter(&self) -> impl Iterator<Item = (&'static CStr, Option<u64>)> + '_ {
         NAMES.into_iter().zip(self.values)
     }
 }
@@ -94,7 +92,7 @@ pub const fn check_poll_interval(value: i64) -> Result<u32, &'static str> {
 mod tests {
     use super::*;
 
-    fn value(stats: &Stats, name: &CStr) -> u64 {
+    fn value(stats: &Stats, name: &CStr) -> Option<u64> {
         stats.iter().find(|(n, _)| *n == name).unwrap().1
     }
 
@@ -102,7 +100,7 @@ mod tests {
     fn nothing_is_known_at_first() {
         let stats = Stats::default();
         assert_eq!(stats.iter().count(), VIRTIO_BALLOON_S_NR);
-        assert!(stats.iter().all(|(_, v)| v == UNSET));
+        assert!(stats.iter().all(|(_, v)| v.is_none()));
         assert_eq!(stats.last_update, 0);
     }
 
@@ -118,13 +116,13 @@ mod tests {
     fn partial_update_forgets_the_rest() {
         let mut stats = Stats::default();
         stats.update((0..16).map(|tag| (tag, 100 + u64::from(tag))), 1);
-        assert_eq!(value(&stats, c"stat-swap-in"), 100);
-        assert_eq!(value(&stats, c"stat-direct-reclaims"), 115);
+        assert_eq!(value(&stats, c"stat-swap-in"), Some(100));
+        assert_eq!(value(&stats, c"stat-direct-reclaims"), Some(115));
 
         stats.update([(4, 7), (5, 8)], 2);
-        assert_eq!(value(&stats, c"stat-free-memory"), 7);
-        assert_eq!(value(&stats, c"stat-total-memory"), 8);
-        assert_eq!(stats.iter().filter(|(_, v)| *v == UNSET).count(), 14);
+        assert_eq!(value(&stats, c"stat-free-memory"), Some(7));
+        assert_eq!(value(&stats, c"stat-total-memory"), Some(8));
+        assert_eq!(stats.iter().filter(|(_, v)| v.is_none()).count(), 14);
         assert_eq!(stats.last_update, 2);
     }
 
@@ -132,15 +130,15 @@ mod tests {
     fn unknown_and_repeated_tags() {
         let mut stats = Stats::default();
         stats.update([(16, 1), (u16::MAX, 2), (10, 3), (10, 4)], 1);
-        assert_eq!(value(&stats, c"stat-oom-kills"), 4);
-        assert_eq!(stats.iter().filter(|(_, v)| *v == UNSET).count(), 15);
+        assert_eq!(value(&stats, c"stat-oom-kills"), Some(4));
+        assert_eq!(stats.iter().filter(|(_, v)| v.is_none()).count(), 15);
     }
 
     #[test]
     fn endless_input_ends() {
         let mut stats = Stats::default();
         stats.update(std::iter::repeat((3, 9)), 1);
-        assert_eq!(value(&stats, c"stat-minor-faults"), 9);
+        assert_eq!(value(&stats, c"stat-minor-faults"), Some(9));
     }
 
     #[test]

@@ -4,57 +4,31 @@
 
 use ::migration::{prelude::*, Infallible};
 use virtio::prelude::*;
-use virtio_balloon_core::{
-    config::Config,
-    features::{VIRTIO_BALLOON_F_FREE_PAGE_HINT, VIRTIO_BALLOON_F_PAGE_POISON},
+use virtio_balloon_core::spec::{
+    Config, VIRTIO_BALLOON_F_FREE_PAGE_HINT, VIRTIO_BALLOON_F_PAGE_POISON,
 };
 
 use super::VirtIOBalloon;
-
-/// What is migrated of the configuration space
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Registers {
-    /// How many pages the user wants to be in the balloon
-    pub num_pages: u32,
-    /// How many pages are in the balloon, according to the driver
-    pub actual: u32,
-}
-
-impl_vmstate_struct!(
-    Registers,
-    VMStateDescriptionBuilder::<Registers>::new()
-        .name(c"virtio-balloon-registers")
-        .version_id(1)
-        .minimum_version_id(1)
-        .fields(vmstate_fields! {
-            vmstate_of!(Registers, num_pages),
-            vmstate_of!(Registers, actual),
-        })
-        .build()
-);
 
 impl VirtIOBalloon {
     fn post_load(&self, _version_id: u8) -> Result<(), Infallible> {
         self.stats.rearm_timer();
         // A hold is not migrated, as C does not know it; but the copy of the
         // configuration space that is migrated shows it.
-        let config = Config::read_from(&VirtioDeviceMethods::last_config(&self));
-        self.oom_hold.post_load(
-            &config,
-            self.registers.borrow().num_pages,
-            self.oom_hold_time,
-        );
-        self.restart_deflation(self.registers.borrow().actual);
+        let config = Config::read_from(&self.last_config());
+        self.oom_hold
+            .post_load(&config, self.num_pages.get(), self.oom_hold_time);
+        self.restart_deflation(self.actual.get());
         self.incoming.set(true);
         Ok(())
     }
 
     fn hinting_needed(&self) -> bool {
-        VirtioDeviceMethods::has_feature(&self, VIRTIO_BALLOON_F_FREE_PAGE_HINT)
+        self.has_feature(VIRTIO_BALLOON_F_FREE_PAGE_HINT)
     }
 
     fn page_poison_needed(&self) -> bool {
-        VirtioDeviceMethods::has_feature(&self, VIRTIO_BALLOON_F_PAGE_POISON)
+        self.has_feature(VIRTIO_BALLOON_F_PAGE_POISON)
     }
 }
 
@@ -88,7 +62,8 @@ pub const VMSTATE_BALLOON: VMStateDescription<VirtIOBalloon> =
         .minimum_version_id(1)
         .post_load(&VirtIOBalloon::post_load)
         .fields(vmstate_fields! {
-            vmstate_of!(VirtIOBalloon, registers),
+            vmstate_of!(VirtIOBalloon, num_pages),
+            vmstate_of!(VirtIOBalloon, actual),
         })
         .subsections(vmstate_subsections!(
             VMSTATE_FREE_PAGE_HINT,

@@ -4,11 +4,10 @@
 
 use std::{
     ffi::{c_int, CStr},
-    ptr::{addr_of, NonNull},
+    ptr::{self, addr_of, NonNull},
     slice,
 };
 
-pub use bindings::VirtioDeviceClass;
 use common::{callbacks::FnCall, Immovable, Zeroable};
 use hwcore::prelude::*;
 use migration::{
@@ -19,7 +18,11 @@ use migration::{
 use qom::{prelude::*, Hold};
 use util::{Error, Result};
 
-use crate::{bindings, device::VirtIODevice, generation, queue::VirtQueue};
+use crate::{
+    bindings,
+    device::{VirtIODevice, VirtioDeviceClass, VirtioDeviceMethods},
+    queue::VirtQueue,
+};
 
 /// Passed to [`VirtioDeviceImpl::REALIZE`]; lets the device add its queues,
 /// which is only possible at that time.
@@ -72,14 +75,13 @@ impl<T: VirtioDeviceImpl> VirtioRealize<'_, T> {
 
         // SAFETY: virtio_init() was called before the device got `self`, and
         // the sizes were checked above
-        let vq = unsafe {
+        unsafe {
             bindings::virtio_add_queue(
                 self.dev.upcast::<VirtIODevice>().as_mut_ptr(),
                 c_int::from(size),
                 Some(rust_handle_output::<T, F>),
-            )
-        };
-        generation::renew(NonNull::new(vq).unwrap());
+            );
+        }
         self.count += 1;
         self.count - 1
     }
@@ -135,6 +137,25 @@ pub trait VirtioDeviceImpl: DeviceImpl + IsA<VirtIODevice> + Immovable {
     /// The driver has written the device status field, or the VM was started
     /// or stopped.  The argument is the new value.
     const SET_STATUS: Option<fn(&Self, u8)> = None;
+
+    /// Bring up to date what
+    /// [`last_config`](VirtioDeviceMethods::last_config) returns, as if the driver
+    /// had read the configuration space.
+    fn update_last_config(&self) {
+        let mut data = self.last_config();
+        if let Some(get_config) = Self::GET_CONFIG {
+            get_config(self, &mut data);
+            let vdev = self.upcast::<VirtIODevice>().as_ptr();
+            // SAFETY: last_config() has checked that the BQL is taken, and has
+            // returned as many bytes as there are in the field.  Nobody has a
+            // reference to them.
+            unsafe {
+                if !(*vdev).config.is_null() {
+                    ptr::copy_nonoverlapping(data.as_ptr(), (*vdev).config.cast(), data.len());
+                }
+            }
+        }
+    }
 
     /// Migration format of the device itself.  What is common to all virtio
     /// devices goes into [`DeviceImpl::VMSTATE`], see [`virtio_vmstate`].
@@ -198,32 +219,13 @@ unsafe extern "C" fn rust_virtio_unrealize_fn<T: VirtioDeviceImpl>(
 unsafe fn rust_virtio_cleanup(vdev: *mut bindings::VirtIODevice) {
     // SAFETY: virtio_init() has allocated the queues.  The memory of the queues
     // is only freed when the device is finalized, so elements can refer to it
-    // even now; but they do not return to a queue that has no generation.
+    // even now; but they do not return to it.
     unsafe {
-        for vq in queues(vdev) {
-            generation::remove(vq);
-        }
         for n in (0..bindings::virtio_get_num_queues(vdev)).rev() {
             bindings::virtio_del_queue(vdev, n);
         }
         bindings::virtio_cleanup(vdev);
     }
-}
-
-/// # Safety
-///
-/// `vdev` must be valid, and `virtio_init()` must have been called.
-unsafe fn queues(
-    vdev: *mut bindings::VirtIODevice,
-) -> impl Iterator<Item = NonNull<bindings::VirtQueue>> {
-    // SAFETY: virtio_init() has allocated the queues, and the index is less
-    // than their number
-    let (count, get) = unsafe {
-        (bindings::virtio_get_num_queues(vdev), move |n| {
-            bindings::virtio_get_queue(vdev, n)
-        })
-    };
-    (0..count).filter_map(move |n| NonNull::new(get(n)))
 }
 
 /// # Safety
@@ -300,16 +302,8 @@ unsafe extern "C" fn rust_set_config_fn<T: VirtioDeviceImpl>(
 /// `vdev` must be a `T`; only called through the vtable of `T`.
 unsafe extern "C" fn rust_reset_fn<T: VirtioDeviceImpl>(vdev: *mut bindings::VirtIODevice) {
     let state = NonNull::new(vdev).unwrap().cast::<T>();
-    // SAFETY: QEMU calls the function on a T that is realized, before it resets
-    // the queues
-    unsafe {
-        if let Some(reset) = T::RESET {
-            reset(state.as_ref());
-        }
-        for vq in queues(vdev) {
-            generation::renew(vq);
-        }
-    }
+    // SAFETY: QEMU calls the function on a T
+    T::RESET.unwrap()(unsafe { state.as_ref() });
 }
 
 /// # Safety
@@ -320,16 +314,8 @@ unsafe extern "C" fn rust_queue_reset_fn<T: VirtioDeviceImpl>(
     queue_index: u32,
 ) {
     let state = NonNull::new(vdev).unwrap().cast::<T>();
-    // SAFETY: QEMU calls the function on a T that is realized, before it resets
-    // the queue
-    unsafe {
-        if let Some(queue_reset) = T::QUEUE_RESET {
-            queue_reset(state.as_ref(), queue_index);
-        }
-        if let Some(vq) = queues(vdev).nth(queue_index as usize) {
-            generation::renew(vq);
-        }
-    }
+    // SAFETY: QEMU calls the function on a T
+    T::QUEUE_RESET.unwrap()(unsafe { state.as_ref() }, queue_index);
 }
 
 /// # Safety
@@ -367,8 +353,12 @@ impl VirtioDeviceClassExt for VirtioDeviceClass {
         if T::SET_CONFIG.is_some() {
             self.set_config = Some(rust_set_config_fn::<T>);
         }
-        self.reset = Some(rust_reset_fn::<T>);
-        self.queue_reset = Some(rust_queue_reset_fn::<T>);
+        if T::RESET.is_some() {
+            self.reset = Some(rust_reset_fn::<T>);
+        }
+        if T::QUEUE_RESET.is_some() {
+            self.queue_reset = Some(rust_queue_reset_fn::<T>);
+        }
         if T::SET_STATUS.is_some() {
             self.set_status = Some(rust_set_status_fn::<T>);
         }

@@ -2,20 +2,14 @@
 
 //! Bindings for the `virtio-device` class
 
-use std::{
-    ffi::{c_uint, CStr, CString},
-    ptr::{self, NonNull},
-};
+use std::ffi::{c_uint, CStr, CString};
 
 use common::Opaque;
 use hwcore::prelude::*;
 use qom::prelude::*;
 
-use crate::{
-    bindings,
-    class::{VirtioDeviceClass, VirtioDeviceImpl},
-    queue::VirtQueue,
-};
+use crate::bindings;
+pub use crate::bindings::VirtioDeviceClass;
 
 /// A safe wrapper around [`bindings::VirtIODevice`].
 #[repr(transparent)]
@@ -169,27 +163,6 @@ where
         unsafe { std::slice::from_raw_parts(config.cast::<u8>(), len) }.to_vec()
     }
 
-    /// Bring up to date what [`last_config`](Self::last_config) returns, as if the
-    /// driver had read the configuration space.
-    fn update_last_config(&self)
-    where
-        Self::Target: VirtioDeviceImpl,
-    {
-        let mut data = self.last_config();
-        if let Some(get_config) = <Self::Target as VirtioDeviceImpl>::GET_CONFIG {
-            get_config(self, &mut data);
-            let vdev = self.upcast::<VirtIODevice>().as_ptr();
-            // SAFETY: last_config() has checked that the BQL is taken, and has
-            // returned as many bytes as there are in the field.  Nobody has a
-            // reference to them.
-            unsafe {
-                if !(*vdev).config.is_null() {
-                    ptr::copy_nonoverlapping(data.as_ptr(), (*vdev).config.cast(), data.len());
-                }
-            }
-        }
-    }
-
     /// The driver has violated the specification: report it and stop using the
     /// queues until the device is reset.  No effect if the device is not
     /// plugged into a transport (any more).
@@ -204,30 +177,6 @@ where
             unsafe {
                 bindings::virtio_error(vdev.as_mut_ptr(), c"%s".as_ptr(), msg.as_ptr());
             }
-        }
-    }
-
-    /// The queue with the given index, which [`VirtioRealize::add_queue`] has
-    /// returned; `None` if the device is not realized (anymore).
-    fn queue<'a>(self, index: u16) -> Option<VirtQueue<'a>>
-    where
-        Self: ObjectCast + 'a,
-        Self::Target: VirtioDeviceImpl,
-    {
-        assert!(bql::is_locked());
-        let vdev: &'a VirtIODevice = self.upcast();
-
-        // SAFETY: virtio_get_queue() computes the address of an element of
-        // vdev->vq, which exists from virtio_init() until the device is
-        // finalized.  Queues have a nonzero size until they are removed, and
-        // are consecutive, so the index is in bounds.
-        unsafe {
-            let ptr = vdev.as_mut_ptr();
-            if (*ptr).vq.is_null() || i32::from(index) >= bindings::virtio_get_num_queues(ptr) {
-                return None;
-            }
-            let vq = bindings::virtio_get_queue(ptr, i32::from(index));
-            Some(VirtQueue::new(vdev, NonNull::new(vq)?))
         }
     }
 }

@@ -10,6 +10,7 @@ use std::{
 };
 
 use glib_sys::g_free;
+use hwcore::prelude::*;
 use qom::prelude::*;
 use system::{bindings::address_space_memory, prelude::*};
 
@@ -17,8 +18,6 @@ use crate::{
     bindings,
     cursor::Cursor,
     device::{VirtIODevice, VirtioDeviceMethods},
-    generation::{self, Generation},
-    queue::VirtQueue,
     reader::OutReader,
     writer::InWriter,
 };
@@ -41,10 +40,26 @@ pub struct VirtQueueElement {
     elem: NonNull<bindings::VirtQueueElement>,
     vq: NonNull<bindings::VirtQueue>,
     /// That of the queue when the element was popped
-    generation: Generation,
+    generation: u64,
     // keeps the memory of the VirtQueue alive, even after unrealize
     vdev: Owned<VirtIODevice>,
     big_endian: bool,
+}
+
+/// The generation of a queue, which changes when it is reset or removed
+///
+/// # Safety
+///
+/// The device that the queue belongs to must not have been finalized.
+///
+/// # Panics
+///
+/// Panics if the big QEMU lock is not taken.
+pub(crate) unsafe fn generation(vq: NonNull<bindings::VirtQueue>) -> u64 {
+    assert!(bql::is_locked());
+    // SAFETY: the memory of a queue is freed when its device is finalized, so the
+    // queue exists or was removed.  The counter is modified under the BQL.
+    unsafe { bindings::virtio_queue_get_generation(vq.as_ptr()) }
 }
 
 // SAFETY: all functions that modify the element or the queue check that the BQL
@@ -73,7 +88,7 @@ impl VirtQueueElement {
     pub(crate) unsafe fn new(
         elem: NonNull<bindings::VirtQueueElement>,
         vq: NonNull<bindings::VirtQueue>,
-        generation: Generation,
+        generation: u64,
         vdev: &VirtIODevice,
     ) -> Self {
         Self {
@@ -99,12 +114,6 @@ impl VirtQueueElement {
         unsafe { (*self.elem.as_ptr()).in_num }
     }
 
-    /// The queue that the element comes from
-    pub fn queue(&self) -> VirtQueue<'_> {
-        // SAFETY: the queue belongs to the device, see new()
-        unsafe { VirtQueue::new(&self.vdev, self.vq) }
-    }
-
     /// Whether there is anything that the device can read
     pub const fn has_out(&self) -> bool {
         self.out_num() != 0
@@ -128,32 +137,21 @@ impl VirtQueueElement {
         InWriter::new(cursor, self.big_endian)
     }
 
-    /// The buffers that the device may write, in the order of the descriptors
-    pub fn in_buffers(&self) -> impl Iterator<Item = InBuffer<'_>> {
-        // SAFETY: the index is less than the number of buffers
-        (0..self.in_num() as usize).map(|i| unsafe { self.in_buffer_unchecked(i) })
-    }
-
-    /// One of the [`in_buffers`](Self::in_buffers)
+    /// One of the buffers that the device may write, in the order of the
+    /// descriptors
     pub fn in_buffer(&self, index: usize) -> Option<InBuffer<'_>> {
-        // SAFETY: the index is less than the number of buffers
-        (index < self.in_num() as usize).then(|| unsafe { self.in_buffer_unchecked(index) })
-    }
-
-    /// # Safety
-    ///
-    /// `index` must be less than the number of buffers that the device may
-    /// write.
-    unsafe fn in_buffer_unchecked(&self, index: usize) -> InBuffer<'_> {
+        if index >= self.in_num() as usize {
+            return None;
+        }
         // SAFETY: virtqueue_pop() has set both fields to arrays with in_num
         // elements, and has mapped the buffers; see out_reader()
         unsafe {
             let elem = self.elem.as_ptr();
             let iov = *(*elem).in_sg.add(index);
-            InBuffer {
+            Some(InBuffer {
                 addr: *(*elem).in_addr.add(index),
                 range: HostRange::new(iov.iov_base, iov.iov_len),
-            }
+            })
         }
     }
 
@@ -170,7 +168,9 @@ impl VirtQueueElement {
     ///
     /// Panics if the big QEMU lock is not taken.
     fn is_current(&self) -> bool {
-        generation::current(self.vq) == Some(self.generation)
+        // SAFETY: the memory of the queue is valid, because of the reference to
+        // the device
+        unsafe { generation(self.vq) == self.generation }
     }
 
     /// Return the element to the driver, after having written the first `len`
@@ -222,14 +222,19 @@ impl VirtQueueElement {
 
 impl VirtQueueElement {
     /// Whether the address space in which the buffers were mapped may not exist
-    /// any more.  That of a PCI device ends when it is unplugged; with
-    /// `iommu_platform=on`, it is the one that the device uses.
+    /// any more.  That of a PCI device ends when it is unplugged, after it was
+    /// unrealized; with `iommu_platform=on`, it is the one that the device uses.
     fn is_address_space_gone(&self) -> bool {
-        // SAFETY: a field of a valid object, which does not change after the
-        // device was plugged.  The pointers are only compared.
-        let dma_as = unsafe { (*self.vdev.upcast::<VirtIODevice>().as_mut_ptr()).dma_as };
-        generation::current(self.vq).is_none()
-            && !ptr::eq(dma_as, ptr::addr_of!(address_space_memory))
+        // SAFETY: plain fields of a valid object.  The first is modified under the
+        // BQL, which whoever drops an element has; the second does not change
+        // after the device was plugged.  The pointers are only compared.
+        let (realized, dma_as) = unsafe {
+            let dev = self.vdev.upcast::<DeviceState>().as_ptr();
+            let vdev = self.vdev.upcast::<VirtIODevice>().as_ptr();
+            ((*dev).realized, (*vdev).dma_as)
+        };
+        // While the device is being unrealized, the queue is still there.
+        !realized && !self.is_current() && !ptr::eq(dma_as, ptr::addr_of!(address_space_memory))
     }
 }
 
@@ -269,7 +274,7 @@ impl fmt::Debug for VirtQueueElement {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::{
         cell::RefCell,
         mem::{size_of, zeroed, MaybeUninit},
@@ -334,6 +339,13 @@ mod tests {
         unsafe { called("detach", elem, len) }
     }
 
+    /// Queues of the tests are nothing but their generation.
+    #[no_mangle]
+    unsafe extern "C" fn virtio_queue_get_generation(vq: *mut bindings::VirtQueue) -> u64 {
+        // SAFETY: Queue::new() has made it
+        unsafe { *vq.cast::<u64>() }
+    }
+
     #[no_mangle]
     unsafe extern "C" fn virtqueue_pop(_vq: *mut bindings::VirtQueue, _size: usize) -> *mut c_void {
         unreachable!()
@@ -353,26 +365,25 @@ mod tests {
     }
 
     /// A queue of a device that is not registered, and never finalized
-    struct Queue {
-        vdev: &'static VirtIODevice,
-        vq: NonNull<bindings::VirtQueue>,
+    pub struct Queue {
+        pub vdev: &'static VirtIODevice,
+        pub vq: NonNull<bindings::VirtQueue>,
     }
 
     impl Queue {
-        fn new() -> Self {
+        pub fn new() -> Self {
             unsafe extern "C" fn free(_obj: *mut c_void) {}
 
             bql::start_test();
             // SAFETY: zeroes are valid for the struct.  The test leaks the memory,
-            // and the reference that is counted here.  The address of a queue is
-            // not used for anything else than to identify it.
+            // and the reference that is counted here.  Nothing but the generation
+            // of a queue is used.
             unsafe {
                 let vdev = Box::leak(Box::new(zeroed::<bindings::VirtIODevice>()));
                 vdev.parent_obj.parent_obj.ref_ = 1;
                 vdev.parent_obj.parent_obj.free = Some(free);
                 vdev.dma_as = addr_of!(super::address_space_memory).cast_mut();
-                let vq = NonNull::from(Box::leak(Box::new(0u8))).cast();
-                generation::renew(vq);
+                let vq = NonNull::from(Box::leak(Box::new(0u64))).cast();
                 Self {
                     vdev: VirtIODevice::from_raw(vdev),
                     vq,
@@ -398,10 +409,16 @@ mod tests {
                 VirtQueueElement::new(
                     NonNull::new(raw).unwrap(),
                     self.vq,
-                    generation::current(self.vq).unwrap(),
+                    generation(self.vq),
                     self.vdev,
                 )
             }
+        }
+
+        /// The queue is reset, or removed.
+        pub fn forget(&self) {
+            // SAFETY: see new(); nobody has a reference to it
+            unsafe { *self.vq.cast::<u64>().as_ptr() += 1 }
         }
 
         fn references(&self) -> u32 {
@@ -429,7 +446,7 @@ mod tests {
         let queue = Queue::new();
         let elems = [(); 3].map(|()| queue.pop());
         assert_eq!(queue.references(), 4);
-        generation::renew(queue.vq);
+        queue.forget();
         let [push, unpop, dropped] = elems;
         push.push(5);
         unpop.unpop();
@@ -442,33 +459,26 @@ mod tests {
         assert_eq!(calls(), [("push", 3, 5)]);
     }
 
-    #[test]
-    fn test_after_unrealize() {
-        let queue = Queue::new();
-        let elem = queue.pop();
-        generation::remove(queue.vq);
-        elem.push(5);
-        assert_eq!(calls(), [("detach", 0, 0)]);
-
-        // SAFETY: the queue is one of the device
-        let vq = unsafe { VirtQueue::new(queue.vdev, queue.vq) };
-        assert!(vq.pop().is_none());
-        assert!(!vq.rewind(1));
-        vq.notify();
-    }
-
     /// The mappings are leaked if there may be no address space.
     #[test]
     fn test_without_address_space() {
         let queue = Queue::new();
-        let elem = queue.pop();
-        // SAFETY: the test has only one thread that uses the device, and nobody
-        // follows the pointer
+        let elems = [(); 3].map(|()| queue.pop());
+        let set_realized = |realized| {
+            // SAFETY: the test has only one thread that uses the device
+            unsafe { (*queue.vdev.as_mut_ptr()).parent_obj.realized = realized }
+        };
+        // SAFETY: likewise, and nobody follows the pointer
         unsafe { (*queue.vdev.as_mut_ptr()).dma_as = NonNull::dangling().as_ptr() };
-        drop(queue.pop());
+        let [unrealizing, reset, unplugged] = elems;
+        drop(unrealizing);
         assert_eq!(calls(), [("detach", 3, 0)]);
-        generation::remove(queue.vq);
-        drop(elem);
+        queue.forget();
+        set_realized(true);
+        drop(reset);
+        assert_eq!(calls(), [("detach", 0, 0)]);
+        set_realized(false);
+        drop(unplugged);
         assert!(calls().is_empty());
         assert_eq!(queue.references(), 1);
     }
@@ -480,7 +490,7 @@ mod tests {
         assert!(!elem.has_out());
         assert!(elem.out_reader().read_u8().is_none());
         assert!(elem.in_writer().write_u8(1).is_none());
-        assert_eq!(elem.in_buffers().count(), 0);
+        assert!(elem.in_buffer(0).is_none());
         assert!(format!("{elem:?}").contains("index: 7"));
     }
 }

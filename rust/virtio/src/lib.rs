@@ -9,8 +9,8 @@
 //! * [`VirtioRealize`] is handed to the device's realize function and is the
 //!   only way to add queues.
 //!
-//! * [`VirtQueue`] refers to a queue of a device, and provides
-//!   [`VirtQueueElement`]s: the requests of the driver.  An element is owned;
+//! * [`VirtQueue`] refers to a queue of a device until that is reset, and
+//!   provides [`VirtQueueElement`]s: the requests of the driver.  An element is owned;
 //!   it returns to the driver exactly once.
 //!
 //! * [`OutReader`] reads what the driver wrote into an element, [`InWriter`]
@@ -88,7 +88,7 @@
 //!
 //!     fn echo(&self) {
 //!         // None if the device is not realized
-//!         let Some(vq) = self.queue(self.queue.get()) else {
+//!         let Some(vq) = VirtQueue::of(self, self.queue.get()) else {
 //!             return;
 //!         };
 //!         while let Some(elem) = vq.pop() {
@@ -175,12 +175,10 @@ pub use class::*;
 mod cursor;
 
 mod device;
-pub use device::{VirtIODevice, VirtioDeviceMethods};
+pub use device::{VirtIODevice, VirtioDeviceClass, VirtioDeviceMethods};
 
 mod element;
 pub use element::*;
-
-mod generation;
 
 // preserve one-item-per-"use" syntax, it is clearer
 // for prelude-like modules

@@ -4,12 +4,12 @@
 
 pub use crate::bh::BottomHalf;
 
-pub use crate::class::VirtioDeviceClass;
 pub use crate::class::VirtioDeviceClassExt;
 pub use crate::class::VirtioDeviceImpl;
 pub use crate::class::VirtioRealize;
 
 pub use crate::device::VirtIODevice;
+pub use crate::device::VirtioDeviceClass;
 pub use crate::device::VirtioDeviceMethods;
 
 pub use crate::element::InBuffer;

@@ -4,24 +4,74 @@
 
 use std::{mem::size_of, ptr::NonNull};
 
-use crate::{bindings, device::VirtIODevice, element::VirtQueueElement, generation};
+use qom::prelude::*;
 
-/// A queue of a virtio device.
+use crate::{
+    bindings,
+    device::VirtIODevice,
+    element::{generation, VirtQueueElement},
+};
+
+/// A queue of a virtio device, until it is reset or removed.  Afterwards, it is
+/// as if the queue was empty and nobody was interested in it.
 #[derive(Clone, Copy, Debug)]
 pub struct VirtQueue<'a> {
     vdev: &'a VirtIODevice,
     vq: NonNull<bindings::VirtQueue>,
+    generation: u64,
 }
 
 impl<'a> VirtQueue<'a> {
     /// # Safety
     ///
     /// `vq` must be a queue of `vdev`.
-    pub(crate) const unsafe fn new(
-        vdev: &'a VirtIODevice,
-        vq: NonNull<bindings::VirtQueue>,
-    ) -> Self {
-        Self { vdev, vq }
+    pub(crate) unsafe fn new(vdev: &'a VirtIODevice, vq: NonNull<bindings::VirtQueue>) -> Self {
+        // SAFETY: the memory of the queue is valid as long as the device is,
+        // which is borrowed
+        let generation = unsafe { generation(vq) };
+        Self {
+            vdev,
+            vq,
+            generation,
+        }
+    }
+
+    /// The queue of a device with the given index, which
+    /// [`VirtioRealize::add_queue`](crate::VirtioRealize::add_queue) has returned;
+    /// `None` if the device is not realized (anymore).
+    ///
+    /// # Panics
+    ///
+    /// Panics if the big QEMU lock is not taken.
+    #[doc(alias = "virtio_get_queue")]
+    pub fn of<T: IsA<VirtIODevice>>(dev: &'a T, index: u16) -> Option<Self> {
+        assert!(bql::is_locked());
+        let vdev = dev.upcast::<VirtIODevice>();
+
+        // SAFETY: virtio_get_queue() computes the address of an element of
+        // vdev->vq, which exists from virtio_init() until the device is
+        // finalized.  Queues have a nonzero size until they are removed, and
+        // are consecutive, so the index is in bounds.
+        unsafe {
+            let ptr = vdev.as_mut_ptr();
+            if (*ptr).vq.is_null() || i32::from(index) >= bindings::virtio_get_num_queues(ptr) {
+                return None;
+            }
+            let vq = bindings::virtio_get_queue(ptr, i32::from(index));
+            Some(Self::new(vdev, NonNull::new(vq)?))
+        }
+    }
+
+    /// Whether the queue was neither reset nor removed since `self` was made.
+    /// Almost everything that the device calls can cause that, as the driver
+    /// chooses the addresses of rings and buffers.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the big QEMU lock is not taken.
+    pub fn is_current(&self) -> bool {
+        // SAFETY: see new()
+        unsafe { generation(self.vq) == self.generation }
     }
 
     /// Index of the queue in the device
@@ -65,18 +115,28 @@ impl<'a> VirtQueue<'a> {
     /// Panics if the big QEMU lock is not taken.
     #[doc(alias = "virtqueue_pop")]
     pub fn pop(&self) -> Option<VirtQueueElement> {
-        let generation = generation::current(self.vq)?;
-        // SAFETY: the queue was not removed, because it has a generation; which
-        // is only known to those with the BQL.  The size is the one of the
-        // struct that VirtQueueElement wraps.
+        if !self.is_current() {
+            return None;
+        }
+        // SAFETY: the queue was not removed, since it existed when `self` was
+        // made, and is_current() has checked that the BQL is taken.  The size is
+        // the one of the struct that VirtQueueElement wraps.
         let elem = unsafe {
             bindings::virtqueue_pop(self.vq.as_ptr(), size_of::<bindings::VirtQueueElement>())
         };
         let elem = NonNull::new(elem.cast::<bindings::VirtQueueElement>())?;
 
         // SAFETY: virtqueue_pop() returns a new element of the queue, which
-        // the caller has to free
-        unsafe { Some(VirtQueueElement::new(elem, self.vq, generation, self.vdev)) }
+        // the caller has to free.  If the queue is reset while it runs, it is
+        // an element that the queue does not know.
+        unsafe {
+            Some(VirtQueueElement::new(
+                elem,
+                self.vq,
+                self.generation,
+                self.vdev,
+            ))
+        }
     }
 
     /// Pretend that the last `count` elements were not popped.  This is for
@@ -89,11 +149,10 @@ impl<'a> VirtQueue<'a> {
     /// Panics if the big QEMU lock is not taken.
     #[doc(alias = "virtqueue_rewind")]
     pub fn rewind(&self, count: u32) -> bool {
-        // SAFETY: the queue was not removed, because it has a generation.  If
-        // the device does have one of the elements, the count of those in
-        // flight becomes wrong; which C code checks, but does not rely on.
-        generation::current(self.vq).is_some()
-            && unsafe { bindings::virtqueue_rewind(self.vq.as_ptr(), count) }
+        // SAFETY: the queue was not removed.  If the device does have one of the
+        // elements, the count of those in flight becomes wrong; which C code
+        // checks, but does not rely on.
+        self.is_current() && unsafe { bindings::virtqueue_rewind(self.vq.as_ptr(), count) }
     }
 
     /// Interrupt the driver, unless it has asked not to be, because elements
@@ -105,10 +164,30 @@ impl<'a> VirtQueue<'a> {
     /// Panics if the big QEMU lock is not taken.
     #[doc(alias = "virtio_notify")]
     pub fn notify(&self) {
-        if generation::current(self.vq).is_some() {
+        if self.is_current() {
             // SAFETY: the queue belongs to the device, and was not removed; so
             // the device is still plugged into the transport that will be used
             unsafe { bindings::virtio_notify(self.vdev.as_mut_ptr(), self.vq.as_ptr()) }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::element::tests::Queue;
+
+    #[test]
+    fn test_stale() {
+        let queue = Queue::new();
+        // SAFETY: the queue is one of the device
+        let vq = unsafe { VirtQueue::new(queue.vdev, queue.vq) };
+        assert!(vq.is_current());
+        queue.forget();
+        assert!(!vq.is_current());
+        // None of these calls C code
+        assert!(vq.pop().is_none());
+        assert!(!vq.rewind(1));
+        vq.notify();
     }
 }

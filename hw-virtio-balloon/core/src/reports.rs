@@ -7,7 +7,7 @@
 
 use crate::{
     budget::Budget,
-    engine::{Host, Phase, Progress, Queue, Turn, Work},
+    engine::{Phase, Port, Progress, Work},
 };
 
 /// What can be discarded of a buffer: all or nothing
@@ -21,9 +21,9 @@ pub struct ReportedRange {
     pub cheap: bool,
 }
 
-/// A part of a buffer for which there is a [`ReportedRange`]
+/// A piece of a buffer for which there is a [`ReportedRange`]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Part {
+pub struct Piece {
     /// Which buffer of the element
     pub buffer: usize,
     /// In bytes, from the start of the buffer
@@ -33,7 +33,7 @@ pub struct Part {
 }
 
 /// The queue for reports
-pub trait ReportHost: Queue {
+pub trait ReportPort: Port {
     /// Whether reported pages may be discarded at the moment
     fn may_discard(&self) -> bool;
 
@@ -41,9 +41,9 @@ pub trait ReportHost: Queue {
     /// host pages of RAM.
     fn range(&self, elem: &Self::Element, buffer: usize) -> Option<ReportedRange>;
 
-    /// Discard parts of buffers, of which offsets and lengths are multiples of
+    /// Discard pieces of buffers, of which offsets and lengths are multiples of
     /// the host page size.
-    fn discard(&self, elem: &Self::Element, parts: &[Part]);
+    fn discard(&self, elem: &Self::Element, pieces: &[Piece]);
 }
 
 /// The element that is being worked on
@@ -66,86 +66,83 @@ impl<E> Default for ReportWork<E> {
     }
 }
 
-impl<E> ReportWork<E> {
-    /// Discard buffers, as far as the budget allows.  Returns whether all are
-    /// done.
-    fn discard<H>(&mut self, host: &H, budget: &mut Budget) -> bool
-    where
-        H: ReportHost<Element = E>,
-    {
-        let Some(elem) = &self.current else {
-            return true;
-        };
-        if !host.may_discard() {
-            return true;
-        }
-        let buffers = host.buffers(elem);
-        let mut parts = Vec::new();
-
-        while self.buffer < buffers && !budget.is_discard_spent() {
-            let range = host.range(elem, self.buffer);
-            let (len, page_size) = range.map_or((0, 1), |r| (r.len, r.page_size));
-            let cheap = range.is_some_and(|r| r.cheap);
-            let left = len.saturating_sub(self.done);
-            // of whole host pages, at least one
-            let part = (budget.piece() & !(page_size - 1)).max(page_size).min(left);
-
-            budget.charge_range(part, cheap);
-            if part > 0 {
-                parts.push(Part {
-                    buffer: self.buffer,
-                    offset: self.done,
-                    len: part,
-                });
-            }
-            if part == left {
-                self.buffer += 1;
-                self.done = 0;
-            } else {
-                self.done += part;
-            }
-        }
-        if !parts.is_empty() {
-            host.discard(elem, &parts);
-        }
-        self.buffer >= buffers
-    }
-}
-
-impl<E, H> Work<H> for ReportWork<E>
-where
-    H: ReportHost<Element = E> + Host<Work = Self>,
-{
-    fn is_empty(&self) -> bool {
-        self.current.is_none()
-    }
-
-    fn step(&mut self, host: &H, turn: Turn, budget: &mut Budget, phase: Phase) -> Progress {
+impl<E, P: ReportPort<Element = E>> Work<P> for ReportWork<E> {
+    fn step(&mut self, port: &P, budget: &mut Budget, phase: Phase) -> Progress {
         if self.current.is_none() && phase == Phase::Collect {
-            self.current = host.pop();
+            self.current = port.pop();
             if let Some(elem) = &self.current {
-                budget.charge_element(host.buffers(elem));
+                budget.charge_element(port.buffers(elem));
             }
         }
         if self.current.is_none() {
             return Progress::Idle;
         }
         // Reports are only hints, so when the VM is stopped forget the rest.
-        let done = turn.is_current(host) && (phase == Phase::Finish || self.discard(host, budget));
-        if done && turn.is_current(host) {
+        let done = port.is_current() && (phase == Phase::Finish || self.discard(port, budget));
+        if done && port.is_current() {
             if let Some(elem) = std::mem::take(self).current {
-                host.push(elem);
-                if turn.is_current(host) {
-                    host.notify();
+                port.push(elem);
+                if port.is_current() {
+                    port.notify();
                 }
             }
         }
         Progress::More
     }
 
-    fn put_back(&mut self, host: &H) {
+    fn is_empty(&self) -> bool {
+        self.current.is_none()
+    }
+
+    fn put_back(&mut self, port: &P) {
         if let Some(elem) = std::mem::take(self).current {
-            host.unpop(elem);
+            port.unpop(elem);
         }
+    }
+}
+
+impl<E> ReportWork<E> {
+    /// Discard buffers, as far as the budget allows.  Returns whether all are
+    /// done.
+    fn discard<P>(&mut self, port: &P, budget: &mut Budget) -> bool
+    where
+        P: ReportPort<Element = E>,
+    {
+        let Some(elem) = &self.current else {
+            return true;
+        };
+        if !port.may_discard() {
+            return true;
+        }
+        let buffers = port.buffers(elem);
+        let mut pieces = Vec::new();
+
+        while self.buffer < buffers && !budget.is_discard_spent() {
+            let range = port.range(elem, self.buffer);
+            let (len, page_size) = range.map_or((0, 1), |r| (r.len, r.page_size));
+            let cheap = range.is_some_and(|r| r.cheap);
+            let left = len.saturating_sub(self.done);
+            // of whole host pages, at least one
+            let piece = (budget.piece() & !(page_size - 1)).max(page_size).min(left);
+
+            budget.charge_range(piece, cheap);
+            if piece > 0 {
+                pieces.push(Piece {
+                    buffer: self.buffer,
+                    offset: self.done,
+                    len: piece,
+                });
+            }
+            if piece == left {
+                self.buffer += 1;
+                self.done = 0;
+            } else {
+                self.done += piece;
+            }
+        }
+        if !pieces.is_empty() {
+            port.discard(elem, &pieces);
+        }
+        self.buffer >= buffers
     }
 }
