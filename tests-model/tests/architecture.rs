@@ -174,7 +174,7 @@ fn the_path_of_a_pfn_is_as_documented() {
         callers.retain(|(other, _)| *other < depth);
         if let Some((_, bodies)) = callers.last() {
             let indirect = INDIRECT.iter().find(|(callee, _)| *callee == name);
-            let call = indirect.map_or(format!("{name}("), |(_, call)| (*call).to_owned());
+            let call = indirect.map_or_else(|| format!("{name}("), |(_, call)| (*call).to_owned());
             let called = bodies.iter().any(|body| body.contains(&call));
             assert!(called, "{name} is not called where it is listed");
         }

@@ -183,19 +183,21 @@ pub trait Port: Sized {
         };
         let mut budget = self.budget();
         let mut blocked = false;
-        while event != Event::Stopped {
-            let progress = work.step(self, &mut budget, Phase::Collect);
-            blocked = progress == Progress::Blocked;
-            if blocked || !self.is_current() {
-                more = true;
-                break;
-            }
-            // A driver that notifies the queue whenever the device looks at it must
-            // not keep the turn from ending.
-            budget.charge_element(0);
-            more = progress == Progress::More || self.engine(Engine::take_again);
-            if !more || budget.is_spent() {
-                break;
+        if event != Event::Stopped {
+            loop {
+                let progress = work.step(self, &mut budget, Phase::Collect);
+                blocked = progress == Progress::Blocked;
+                if blocked || !self.is_current() {
+                    more = true;
+                    break;
+                }
+                // A driver that notifies the queue whenever the device looks at it
+                // must not keep the turn from ending.
+                budget.charge_element(0);
+                more = progress == Progress::More || self.engine(Engine::take_again);
+                if !more || budget.is_spent() {
+                    break;
+                }
             }
         }
         if !self.vm_running() && self.is_current() && !work.is_empty() {

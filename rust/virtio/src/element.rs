@@ -55,7 +55,7 @@ pub struct VirtQueueElement {
 /// # Panics
 ///
 /// Panics if the big QEMU lock is not taken.
-pub(crate) unsafe fn generation(vq: NonNull<bindings::VirtQueue>) -> u64 {
+pub unsafe fn generation(vq: NonNull<bindings::VirtQueue>) -> u64 {
     assert!(bql::is_locked());
     // SAFETY: the memory of a queue is freed when its device is finalized, so the
     // queue exists or was removed.  The counter is modified under the BQL.
@@ -274,7 +274,7 @@ impl fmt::Debug for VirtQueueElement {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+pub mod tests {
     use std::{
         cell::RefCell,
         mem::{size_of, zeroed, MaybeUninit},

@@ -178,7 +178,7 @@ mod device;
 pub use device::{VirtIODevice, VirtioDeviceClass, VirtioDeviceMethods};
 
 mod element;
-pub use element::*;
+pub use element::{InBuffer, VirtQueueElement};
 
 // preserve one-item-per-"use" syntax, it is clearer
 // for prelude-like modules
