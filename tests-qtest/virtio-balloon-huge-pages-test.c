@@ -214,11 +214,11 @@ static void test_order(const void *data)
 /* Where PCs have it, if there is little memory otherwise */
 #define DIMM_ADDR       (4ULL * GiB)
 
-static void plug_dimm(Balloon *b)
+static void plug_dimm(Balloon *b, const char *backend)
 {
     qtest_qmp_device_add(b->qts, "pc-dimm", "dimm1",
-                         "{ 'memdev': 'mem1', 'addr': %" PRIu64 " }",
-                         (uint64_t)DIMM_ADDR);
+                         "{ 'memdev': %s, 'addr': %" PRIu64 " }",
+                         backend, (uint64_t)DIMM_ADDR);
     qtest_memset(b->qts, DIMM_ADDR, PATTERN, HUGE_PAGE);
 }
 
@@ -231,21 +231,23 @@ static void unplug_dimm(Balloon *b)
     qtest_qmp_eventwait(b->qts, "DEVICE_DELETED");
 }
 
-static void add_backend(Balloon *b)
+static void add_backend(Balloon *b, const char *backend)
 {
     qtest_qmp_assert_success(
         b->qts, "{ 'execute': 'object-add', 'arguments': {"
-        " 'qom-type': 'memory-backend-memfd', 'id': 'mem1', 'size': %d,"
-        " 'hugetlb': true, 'hugetlbsize': %d } }", HUGE_PAGE, HUGE_PAGE);
+        " 'qom-type': 'memory-backend-memfd', 'id': %s, 'size': %d,"
+        " 'hugetlb': true, 'hugetlbsize': %d } }",
+        backend, HUGE_PAGE, HUGE_PAGE);
 }
 
 /* What was in the balloon when it was unplugged is not there any more */
 static void check_unplug(const Transport *t, bool keep_backend)
 {
     Balloon *b = balloon_start(t, ON " -m slots=1,maxmem=1G");
+    const char *backend = "mem1";
 
-    add_backend(b);
-    plug_dimm(b);
+    add_backend(b, backend);
+    plug_dimm(b, backend);
     send_range(b, IVQ, DIMM_ADDR, 256);
     g_assert_cmpint(get_counter(b, "partial-host-pages"), ==, 1);
 
@@ -254,10 +256,15 @@ static void check_unplug(const Transport *t, bool keep_backend)
     if (!keep_backend) {
         qtest_qmp_assert_success(b->qts, "{ 'execute': 'object-del',"
                                  " 'arguments': { 'id': 'mem1' } }");
-        add_backend(b);
+        /*
+         * With the same ID it could get the file descriptor of the one before,
+         * which is found by its ID, and closed when RCU lets go of that.
+         */
+        backend = "mem2";
+        add_backend(b, backend);
     }
 
-    plug_dimm(b);
+    plug_dimm(b, backend);
     send_range(b, IVQ, DIMM_ADDR + 256 * PAGE, 256);
     g_assert_cmpint(get_counter(b, "partial-host-pages"), ==, 1);
     assert_pages(b, DIMM_ADDR, "PP");
