@@ -29,7 +29,7 @@ const COPIES: [Copies; 2] = [
     Copies {
         name: "mutants",
         mutations: include!("mutations.rs"),
-        modules: &["budget", "engine", "pages", "reports", "spec"],
+        modules: &["budget", "engine", "pages", "reports", "runs", "spec"],
         model: "model.rs",
         replacements: &[],
     },

@@ -18,8 +18,9 @@ use proptest::{
 use self::balloon::{
     budget::Budget,
     engine::{Engine, Event, Port, Work},
-    pages::{PagePort, PageWork, Pieces, Run, Runs, Tally},
+    pages::{PagePort, PageWork, Pieces, Tally},
     reports::{Piece, ReportPort, ReportWork, ReportedRange},
+    runs::{Run, Runs},
 };
 
 /// More calls than any turn needs

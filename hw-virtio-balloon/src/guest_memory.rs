@@ -15,7 +15,8 @@ use virtio_balloon_core::{
     counters::{count, Counters},
     deflation::Deflation,
     host_pages::{First, HostPages},
-    pages::{Run, Tally},
+    pages::Tally,
+    runs::Run,
     spec::pfn_to_gpa,
     BALLOON_PAGE_SIZE,
 };

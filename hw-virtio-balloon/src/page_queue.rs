@@ -11,7 +11,8 @@ use virtio_balloon_core::{
     budget::Budget,
     counters::count,
     engine::{Event, Port},
-    pages::{PagePort, PageWork, Pieces, Runs, Tally},
+    pages::{PagePort, PageWork, Pieces, Tally},
+    runs::Runs,
     BALLOON_PAGE_SIZE,
 };
 

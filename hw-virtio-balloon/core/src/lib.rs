@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! The logic of virtio-balloon that needs nothing from QEMU.
+//! The logic of virtio-balloon that does not depend on QEMU
 //!
-//! There is no FFI and no unsafe code here, so that the tests of this crate run
-//! with plain `cargo test`.
+//! This crate has no FFI and no unsafe code, so its tests run with plain `cargo
+//! test`.
 //!
-//! Sizes are in bytes unless they are called pages; a page is always a balloon
-//! page of 4096 bytes ([`BALLOON_PAGE_SIZE`]), whatever page size the guest and
-//! the host use.
+//! Sizes are in bytes unless they are called pages. A page is always a balloon
+//! page of 4096 bytes ([`BALLOON_PAGE_SIZE`]), whatever the page sizes of the
+//! guest and the host are.
 
 #![forbid(unsafe_code)]
 
@@ -21,6 +21,7 @@ pub mod host_pages;
 pub mod oom_hold;
 pub mod pages;
 pub mod reports;
+pub mod runs;
 pub mod spec;
 pub mod stats;
 
@@ -28,7 +29,7 @@ pub use spec::BALLOON_PAGE_SIZE;
 
 #[cfg(test)]
 mod tests {
-    /// Random numbers for tests: xorshift, which needs no crate in QEMU's tree
+    /// Random numbers for tests (xorshift); QEMU's tree has no crate for them
     pub struct Rng(pub u64);
 
     impl Rng {

@@ -5,16 +5,13 @@
 //! All elements that the driver has made available are worked on together: their
 //! PFNs become runs of consecutive pages, which are discarded as a whole, and only
 //! then the elements are returned, in the order in which they came.
-//!
-//! The host discards a large range of memory for little more than the price of
-//! one page, while drivers send page frame numbers one by one: Linux descending,
-//! as they come from its buddy allocator.
 
 use std::ops::AddAssign;
 
 use crate::{
     budget::Budget,
     engine::{Phase, Port, Progress, Work},
+    runs::{Run, Runs},
     spec::BALLOON_PAGE_SIZE,
 };
 
@@ -210,90 +207,6 @@ impl<E> PageWork<E> {
     }
 }
 
-/// Pages with consecutive PFNs, `first` to `last` inclusive
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Run {
-    /// PFN of the first page
-    pub first: u32,
-    /// PFN of the last page; not less than `first`
-    pub last: u32,
-}
-
-impl Run {
-    /// Number of pages in the run
-    pub const fn pages(&self) -> u64 {
-        (self.last - self.first) as u64 + 1
-    }
-}
-
-/// Collects PFNs and makes runs of them.
-///
-/// PFNs that extend the latest run, at either end, are merged with it at once;
-/// so, with the drivers that exist, there is not much left to sort.
-#[derive(Debug, Default)]
-pub struct Runs {
-    runs: Vec<Run>,
-    pfns: usize,
-}
-
-impl Runs {
-    /// Add a page.
-    // called for each page, from another crate
-    #[inline]
-    pub fn push(&mut self, pfn: u32) {
-        self.pfns += 1;
-        if let Some(run) = self.runs.last_mut() {
-            if pfn.wrapping_sub(1) == run.last && pfn != 0 {
-                run.last = pfn;
-                return;
-            }
-            if pfn.wrapping_add(1) == run.first && run.first != 0 {
-                run.first = pfn;
-                return;
-            }
-            if (run.first..=run.last).contains(&pfn) {
-                return;
-            }
-        }
-        self.runs.push(Run {
-            first: pfn,
-            last: pfn,
-        });
-    }
-
-    /// How often [`push`](Self::push) was called since the last
-    /// [`clear`](Self::clear)
-    #[inline]
-    pub const fn pfns(&self) -> usize {
-        self.pfns
-    }
-
-    /// Sort the runs, and merge those that overlap or are adjacent.
-    pub fn merge(&mut self) {
-        self.runs.sort_unstable_by_key(|run| run.first);
-        self.runs.dedup_by(|next, run| {
-            // `next` follows `run`, and is removed if it was merged with it
-            let joined = next.first <= run.last || next.first - run.last == 1;
-            if joined {
-                run.last = run.last.max(next.last);
-            }
-            joined
-        });
-    }
-
-    /// The runs, which are disjoint and in ascending order if nothing was added
-    /// after [`merge`](Self::merge)
-    pub fn as_slice(&self) -> &[Run] {
-        &self.runs
-    }
-
-    /// Forget all pages.
-    pub fn clear(&mut self) {
-        self.runs.clear();
-        self.pfns = 0;
-    }
-}
-
 /// How far runs are done
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Position {
@@ -335,82 +248,5 @@ impl Pieces<'_> {
             self.done.pages = last - run.first + 1;
         }
         Some(Run { first, last })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-    use crate::tests::Rng;
-
-    fn runs(pfns: impl IntoIterator<Item = u32>) -> Vec<(u32, u32)> {
-        let mut runs = Runs::default();
-        pfns.into_iter().for_each(|pfn| runs.push(pfn));
-        runs.merge();
-        runs.as_slice().iter().map(|r| (r.first, r.last)).collect()
-    }
-
-    #[test]
-    fn orders() {
-        assert_eq!(runs([]), []);
-        assert_eq!(runs(5..300), [(5, 299)]);
-        assert_eq!(runs((5..300).rev()), [(5, 299)]);
-        assert_eq!(runs([7, 5, 6, 6, 5, 7]), [(5, 7)]);
-        assert_eq!(runs([9, 1, 8, 2, 4]), [(1, 2), (4, 4), (8, 9)]);
-    }
-
-    #[test]
-    fn ends_of_the_range() {
-        assert_eq!(runs([0, u32::MAX]), [(0, 0), (u32::MAX, u32::MAX)]);
-        assert_eq!(runs([u32::MAX, 0]), [(0, 0), (u32::MAX, u32::MAX)]);
-        assert_eq!(runs([u32::MAX, u32::MAX - 1]), [(u32::MAX - 1, u32::MAX)]);
-        assert_eq!(runs([1, 0]), [(0, 1)]);
-        assert_eq!(runs([0, 0]), [(0, 0)]);
-        let all = Run {
-            first: 0,
-            last: u32::MAX,
-        };
-        assert_eq!(all.pages(), 1 << 32);
-    }
-
-    #[test]
-    fn cleared() {
-        let mut r = Runs::default();
-        r.push(1);
-        r.push(1);
-        assert_eq!(r.pfns(), 2);
-        r.clear();
-        assert_eq!(r.pfns(), 0);
-        assert!(r.as_slice().is_empty());
-    }
-
-    /// Against a set of single pages
-    #[test]
-    fn same_as_single_pages() {
-        let mut rng = Rng(1);
-        for round in 0..2000 {
-            let space = 1 + rng.below(600);
-            let base = if round % 2 == 0 { 0 } else { u32::MAX - space };
-            let mut pfns = Vec::new();
-            for _ in 0..rng.below(40) {
-                let (first, len) = (rng.below(space), 1 + rng.below(20));
-                let part = (first..(first + len).min(space + 1)).map(|pfn| base + pfn);
-                if rng.below(2) == 0 {
-                    pfns.extend(part);
-                } else {
-                    pfns.extend(part.rev());
-                }
-            }
-
-            let set: BTreeSet<u32> = pfns.iter().copied().collect();
-            let runs = runs(pfns);
-            let expanded: Vec<u32> = runs.iter().flat_map(|&(a, b)| a..=b).collect();
-            assert!(expanded.iter().eq(&set));
-            // and there are no more runs than necessary
-            let gaps = runs.windows(2).all(|w| w[1].0 - w[0].1 > 1);
-            assert!(gaps, "{runs:?}");
-        }
     }
 }
