@@ -2,28 +2,28 @@
 
 //! How much to do before yielding to the main loop
 //!
-//! The budget counts work instead of measuring time.  Thus what the device does
-//! depends on the guest alone, and not on the speed of the host: it is the same
-//! when the VM is replayed, and in every run of a test.
+//! The budget counts work instead of measuring time.  What the device does
+//! therefore depends only on the guest and not on the speed of the host: it is
+//! the same when the VM is replayed, and in every run of a test.
 
-/// What is left to do in a turn.
+/// What may still be done in a turn
 ///
-/// Collecting requests stops when there are no buffers or PFNs left, and
-/// discarding stops when there are no ranges or bytes left.  Each is a limit of
-/// its own, because any of them can be what makes a request expensive.
+/// Collecting elements stops when the budget has no buffers or PFNs left, and
+/// discarding stops when it has no ranges or bytes left.  The limits are
+/// separate because each of these four can dominate the cost of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
     /// Buffers of virtqueue elements to map; an element counts as one more
     pub buffers: usize,
-    /// Page frame numbers to read, and to sort
+    /// PFNs to read and to sort
     pub pfns: usize,
     /// Ranges of guest memory to discard, or to advise the host on
     pub ranges: usize,
-    /// Memory to discard, in bytes.  At least one host page is discarded, even
-    /// if it is larger than that.
+    /// Memory to discard, in bytes.  A host page that is larger than what is
+    /// left is discarded as a whole.
     pub bytes: u64,
-    /// Where to divide memory that is more than what is left, in bytes; a power
-    /// of two, and not less than a balloon page
+    /// A range that exceeds the budget is divided at a multiple of this size,
+    /// in bytes; a power of two, and at least the size of a balloon page
     pub align: u64,
 }
 
@@ -35,13 +35,13 @@ impl Budget {
     ///   256).
     /// * 256 ranges of shared memory in small pages, which take 4 to 8 us each;
     ///   512 ranges of other memory.
-    /// * 16 MiB of shared memory in small pages, 64 MiB of other memory; divided
-    ///   where transparent huge pages end.
+    /// * 16 MiB of shared memory in small pages; 64 MiB of other memory.
+    ///   Ranges are divided where transparent huge pages end.
     ///
-    /// Looking up where a range is does not count: it takes about 0.1 us, and
-    /// there are no more ranges than PFNs.
+    /// Looking up the memory region of a range is not charged: it takes about
+    /// 0.1 us, and there are no more ranges than PFNs.
     ///
-    /// docs/performance.md has what the most expensive turn costs.
+    /// docs/performance.md has the cost of the most expensive turn.
     pub const TURN: Self = Self {
         buffers: 4096,
         pfns: 128 * 256,
@@ -80,18 +80,19 @@ impl Budget {
         }
     }
 
-    /// A range of memory is going to be discarded, or populated.
+    /// A range of memory is about to be discarded or populated.
     ///
-    /// Private anonymous memory and huge pages are `cheap`: the host takes half
-    /// of the time or less for a range, and a third or less for its bytes.
+    /// Private anonymous memory and huge pages are `cheap`: the host needs at
+    /// most half as long for each range, and at most a third as long for each
+    /// byte.
     pub fn charge_range(&mut self, bytes: u64, cheap: bool) {
         let (ranges, bytes) = if cheap { (1, bytes / 4) } else { (2, bytes) };
         self.ranges = self.ranges.saturating_sub(ranges);
         self.bytes = self.bytes.saturating_sub(bytes);
     }
 
-    /// The host is advised that a range of memory will be used.  If it is in a
-    /// file, the host looks for each of its pages.
+    /// The host is about to be advised that a range of memory will be used.  If
+    /// a file backs the memory, the host looks up each of its pages.
     pub fn charge_advice(&mut self, bytes: u64) {
         self.ranges = self.ranges.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(bytes);

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! What the device has done so far, for those who operate it
+//! Counters for the `balloon-counters` property
 
 use std::ffi::CStr;
 
-/// Counters since the device was created; they are not migrated.  They wrap.
+/// What the device has done since it was created.  The counters are not
+/// migrated, and wrap around.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Pages that the driver has put into the balloon
@@ -21,19 +22,20 @@ pub struct Counters {
     pub discard_errors: u64,
     /// PFNs at which there is no RAM
     pub bad_pfns: u64,
-    /// How often the host had no memory for pages that leave the balloon
+    /// How often the host had no memory to populate pages that leave the
+    /// balloon
     pub populate_errors: u64,
 }
 
-/// What is shown together with the counters
+/// What the property shows in addition to the counters
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct State {
     /// Pages that were taken out of the balloon because the guest was out of
     /// memory, see [`Deflation`](crate::deflation::Deflation)
     pub pages_deflated_unasked: u64,
-    /// Host pages that wait for the rest of them to be inflated
+    /// Host pages of which only a part is in the balloon
     pub partial_host_pages: u64,
-    /// Whether the guest waits until the host has memory for it
+    /// Whether the guest waits for memory of the host
     pub waiting_for_memory: bool,
     /// How often the target was held back
     pub oom_holds: u64,
@@ -41,7 +43,7 @@ pub struct State {
     pub oom_hold_active: bool,
 }
 
-/// Add to a counter.  It must not be able to end the VM.
+/// Add to a counter.  It wraps around, because an overflow would end the VM.
 pub fn count(counter: &mut u64, n: u64) {
     *counter = counter.wrapping_add(n);
 }

@@ -1,39 +1,42 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! Recognizes a guest that makes the balloon smaller because it is out of memory
+//! Recognizes a guest that makes the balloon smaller because it is out of
+//! memory
 //!
-//! With `VIRTIO_BALLOON_F_DEFLATE_ON_OOM` a driver may take pages out of the
-//! balloon although the host wants them to be there.  Not every page that leaves
-//! the balloon means that:
+//! With `VIRTIO_BALLOON_F_DEFLATE_ON_OOM`, a driver may take pages out of the
+//! balloon although the host wants them to stay there.  A page can also leave
+//! the balloon for other reasons:
 //!
 //! * Linux moves pages of the balloon when it compacts memory: it inflates one
-//!   and deflates another.  The balloon is as large as before, and the driver does
-//!   not write its size.
-//! * A driver that is going to be removed, or suspended, empties the balloon,
+//!   page and deflates another.  The size of the balloon does not change, and
+//!   the driver does not write it.
+//! * A driver that is about to be removed or suspended empties the balloon,
 //!   writes the size once, and resets the device.
-//! * The host may want the balloon to be smaller, or have wanted it for a while.
+//! * The host may want a smaller balloon, or may have wanted one for some time.
 //!
-//! Therefore the pages in the balloon are counted, and what counts is by how much
-//! there are less of them when the driver writes the size, than when it wrote it
-//! before.  The value that it writes is not enough: legacy drivers write it byte
-//! by byte.
+//! Therefore the pages in the balloon are counted.  What matters is by how much
+//! that number has decreased between two writes of the size by the driver.  The
+//! value that the driver writes is not enough, because legacy drivers write it
+//! byte by byte.
 
-/// How long a driver that has emptied the balloon may take until it resets the
-/// device, in milliseconds
+/// The time that a driver may take between emptying the balloon and resetting
+/// the device, in milliseconds
 const RESET_TIME: u64 = 1000;
 
 /// What is known of the size of the balloon; sizes are in balloon pages
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Deflation {
-    /// Pages in the balloon, according to what was inflated and deflated
+    /// Pages in the balloon, as counted from what was inflated and deflated
     level: u64,
-    /// The level when the driver last wrote the size
+    /// `level` when the driver last wrote the size
     settled: u64,
-    /// The smallest size that the host has wanted since then
+    /// The smallest size that the host has wanted since the driver last wrote
+    /// the size
     lowest_target: u32,
-    /// Pages that left the balloon unasked when it was emptied, and when that was
+    /// How many pages left the balloon unasked when it was emptied, and when
+    /// that was
     emptied: Option<(u64, u64)>,
-    /// Pages that have left the balloon unasked
+    /// Other pages that have left the balloon unasked
     unasked: u64,
 }
 
@@ -53,8 +56,8 @@ impl Deflation {
         u32::try_from(self.level).unwrap_or(u32::MAX)
     }
 
-    /// The driver goes on, so that what it did last was not the preparation of a
-    /// reset.
+    /// The driver continues to use the balloon, so emptying it was not the
+    /// preparation of a reset.
     fn go_on(&mut self) {
         let pages = self.emptied.take().map_or(0, |(pages, _)| pages);
         self.unasked = self.unasked.wrapping_add(pages);
@@ -72,14 +75,15 @@ impl Deflation {
         self.level = self.level.saturating_sub(pages);
     }
 
-    /// The host wants the balloon to have another size.
+    /// The host wants another size of the balloon.
     pub fn target_changed(&mut self, target: u32) {
         self.lowest_target = self.lowest_target.min(target);
     }
 
-    /// The driver has written the size of the balloon, or a part of it: the field
-    /// is `actual` now.  `may_deflate` is whether it has accepted
-    /// `VIRTIO_BALLOON_F_DEFLATE_ON_OOM`, `target` what the host wants.
+    /// The driver has written the size of the balloon, or some bytes of it; the
+    /// field contains `actual` now.  `target` is the size that the host wants,
+    /// and `may_deflate` tells whether the driver has accepted
+    /// `VIRTIO_BALLOON_F_DEFLATE_ON_OOM`.
     pub fn size_written(&mut self, actual: u32, target: u32, may_deflate: bool, now: u64) {
         let wanted = self.settled.min(self.lowest_target.into());
         let missing = wanted.saturating_sub(self.level);
@@ -90,13 +94,12 @@ impl Deflation {
                 self.unasked = self.unasked.wrapping_add(missing);
             }
         }
-        // A page that is being moved is there twice for a moment
+        // A page that is being moved is counted twice for a moment.
         self.settled = self.level.min(actual.into());
         self.lowest_target = target;
     }
 
-    /// The device was reset, or comes from another QEMU: the balloon has this
-    /// size now.
+    /// The device was reset or migrated: `size` pages are in the balloon now.
     pub fn restart(&mut self, size: u32, target: u32) {
         self.level = size.into();
         self.settled = size.into();
@@ -109,7 +112,7 @@ impl Deflation {
 mod tests {
     use super::*;
 
-    /// A driver, as Linux has it
+    /// A driver that behaves like the one of Linux
     struct Driver {
         deflation: Deflation,
         actual: u32,
@@ -166,7 +169,7 @@ mod tests {
             driver.deflate(256);
             assert_eq!(driver.unasked(), 256 * i);
         }
-        // it tries again
+        // the driver inflates again, and runs out of memory again
         driver.inflate(512);
         driver.deflate(100);
         assert_eq!(driver.unasked(), 868);
@@ -182,7 +185,7 @@ mod tests {
         assert_eq!(driver.unasked(), 0);
     }
 
-    /// The host has wanted a part of it, even if it has changed its mind.
+    /// What the host has asked for at any time is not counted as unasked.
     #[test]
     fn asked() {
         let mut driver = Driver::new(1000, 1000);
@@ -195,7 +198,7 @@ mod tests {
         driver.deflate(10);
         assert_eq!(driver.unasked(), 10);
 
-        // more than the host wants
+        // the driver deflates more than the host wants
         driver.set_target(470);
         driver.deflate(18);
         assert_eq!((driver.actual, driver.unasked()), (460, 20));

@@ -3,15 +3,16 @@
 //! How the device works on a queue: in turns, between which it yields to the
 //! main loop
 //!
-//! A driver can send more than what can be done in an acceptable time, as the
-//! main loop and the vCPUs have to wait meanwhile.  Therefore a turn has a
-//! [`Budget`].  What is left of it is kept in the [`Engine`], and the next turn
-//! comes with a bottom half, a few iterations of the main loop later.
+//! A driver can request more work than the device can do in an acceptable time:
+//! the main loop, and vCPUs that need the big QEMU lock, wait meanwhile.
+//! Therefore each turn has a [`Budget`].  What exceeds it is kept in the
+//! [`Engine`], and a bottom half begins the next turn a few iterations of the
+//! main loop later.
 //!
 //! # Examples
 //!
-//! A device that returns elements as they are, one in each step.  Here the queue
-//! is a list of numbers.
+//! A device that returns elements as they are, one in each step.  The queue is
+//! a list of numbers here.
 //!
 //! ```
 //! use std::cell::{Cell, RefCell};
@@ -92,40 +93,41 @@
 //!
 //! # Reentrancy
 //!
-//! Everything that a turn calls can call back into the device: the rings and the
-//! buffers are memory that the driver has chosen, and if that is a register of a
-//! device, writing to it can notify a queue or reset the device.  Therefore:
+//! Everything that a turn calls can call back into the device: the driver
+//! chooses where the rings and the buffers are, and if one of them is a
+//! register of a device, writing to it can notify a queue or reset the device.
+//! Therefore:
 //!
-//! * A turn takes its work out of the engine, and the engine is never borrowed
-//!   while anything else is called.
-//! * If the queue is notified during a turn, no second turn begins; the first
-//!   one looks at the queue again.
-//! * A reset makes the turn *stale*, see [`Port::is_current`].  It drops its
-//!   elements instead of returning them, because the queue does not know them
-//!   anymore.
+//! * A turn takes its work out of the engine, and nothing else is called while
+//!   the engine is borrowed.
+//! * If the queue is notified during a turn, no second turn begins; the active
+//!   turn looks at the queue again.
+//! * A reset makes the turn *stale*, see [`Port::is_current`].  A stale turn
+//!   drops its elements instead of returning them, because the queue does not
+//!   know them anymore.
 
 use crate::budget::Budget;
 
-/// Iterations of the main loop between two turns.  The monitor needs two for a
-/// command: it moves from one context of the main loop to another.  If each of
-/// them had a turn of its own, it would have to wait for three turns instead of
-/// one.
+/// Iterations of the main loop between two turns.  A command of the monitor
+/// needs two, because it moves from one context of the main loop to another.
+/// If each iteration had a turn, the command would wait for three turns instead
+/// of one.
 const PAUSE: u8 = 2;
 
-/// The longest time until something is tried again that the host could not do, in
-/// milliseconds.  It begins with 1, and doubles.
+/// The longest delay before the device tries again what the host could not do,
+/// in milliseconds.  The delay begins with 1, and doubles each time.
 const MAX_DELAY: u32 = 1000;
 
-/// What an [`Engine`] works with: a virtqueue, and the device as far as that
-/// queue is concerned.  It is made for an event, and only used until that has
-/// been handled.
+/// What an [`Engine`] works with: a virtqueue, and what the engine needs of the
+/// device.  A port is made for one event, and only used while that event is
+/// handled.
 pub trait Port: Sized {
-    /// A request of the driver.  It is returned with [`push`](Self::push), put
-    /// back with [`unpop`](Self::unpop), or dropped, which releases it without
+    /// A virtqueue element.  It is returned with [`push`](Self::push), put back
+    /// with [`unpop`](Self::unpop), or dropped, which releases it without
     /// telling the driver.
     type Element;
 
-    /// What is done with the elements; implements [`Work`]
+    /// The elements in flight, and what is done with them; implements [`Work`]
     type Work: Default;
 
     /// How many elements can be in flight
@@ -147,13 +149,15 @@ pub trait Port: Sized {
     /// Tell the driver that elements were returned.
     fn notify(&self);
 
-    /// Whether the queue was neither reset nor removed since the port was made
+    /// Whether the queue has been neither reset nor removed since the port was
+    /// made
     fn is_current(&self) -> bool;
 
-    /// Call `f` with the engine.  `f` does not call anything else.
+    /// Call `f` with the engine, which is borrowed meanwhile; `f` must not call
+    /// anything but methods of the engine.
     fn engine<R>(&self, f: impl FnOnce(&mut Engine<Self::Work>) -> R) -> R;
 
-    /// What may be done in a turn
+    /// The budget of one turn
     fn budget(&self) -> Budget {
         Budget::TURN
     }
@@ -161,15 +165,15 @@ pub trait Port: Sized {
     /// Whether the VM is running
     fn vm_running(&self) -> bool;
 
-    /// Have [`Event::MainLoop`] happen in the next iteration of the main loop.  It
-    /// may also happen without that.
+    /// Request an [`Event::MainLoop`] in the next iteration of the main loop.
+    /// That event can also happen without a request.
     fn schedule(&self);
 
-    /// Have [`Event::Retry`] happen after a time in milliseconds.  It may also
-    /// happen later without that.
+    /// Request an [`Event::Retry`] after a delay in milliseconds.  That event
+    /// can also happen without a request.
     fn schedule_after(&self, delay: u32);
 
-    /// Something has happened: work on the queue if it is time to, as far as the
+    /// Handle an event: if a turn is due, work on the queue as far as the
     /// budget allows.
     fn turn(&self, event: Event)
     where
@@ -191,8 +195,9 @@ pub trait Port: Sized {
                     more = true;
                     break;
                 }
-                // A driver that notifies the queue whenever the device looks at it
-                // must not keep the turn from ending.
+                // Charge something for each step, so that the turn ends even if
+                // the driver notifies the queue each time that the device looks
+                // at it.
                 budget.charge_element(0);
                 more = progress == Progress::More || self.engine(Engine::take_again);
                 if !more || budget.is_spent() {
@@ -207,15 +212,16 @@ pub trait Port: Sized {
         self.end(work, more, blocked);
     }
 
-    /// The VM is stopped, and will perhaps be migrated: nothing stays in flight.
+    /// The VM is stopped and may be migrated: leave nothing in flight.
     fn finish(&self, work: &mut Self::Work)
     where
         Self::Work: Work<Self>,
     {
         let mut budget = self.budget();
-        // Without a transport that notifies the queues when the VM starts, the
-        // C device does not look at what was put back.  So finish at least what
-        // Linux has in flight, a single element.
+        // If the VM is migrated to a C device, and the transport there does not
+        // notify the queues when the VM starts, the device does not look at
+        // elements that were put back.  So finish at least a single element,
+        // which is what Linux has in flight.
         while work.step(self, &mut budget, Phase::Finish) == Progress::More
             && self.is_current()
             && !budget.is_spent()
@@ -245,7 +251,8 @@ pub trait Port: Sized {
             };
             (engine.backoff(blocked), stale)
         });
-        // Not while the engine is borrowed
+        // Dropping an element calls into QEMU, so the engine must not be
+        // borrowed.
         drop(stale);
         match self.engine(|engine| engine.state) {
             State::Scheduled { .. } => self.schedule(),
@@ -255,13 +262,14 @@ pub trait Port: Sized {
     }
 }
 
-/// Elements that were taken from a queue, and how far the device is with them
+/// Elements that were popped from a queue, and how far the device is with them
 pub trait Work<P>: Default {
-    /// Do something, as far as the budget allows.  If the turn becomes stale,
-    /// return without using the queue again.
+    /// Work on elements, as far as the budget allows.  If the turn becomes
+    /// stale, return without using the queue again.
     fn step(&mut self, port: &P, budget: &mut Budget, phase: Phase) -> Progress;
 
-    /// Whether there is no element.  That is always so if no step leaves one.
+    /// Whether there is no element in flight.  The default is for
+    /// implementations that keep no element from one step to the next.
     fn is_empty(&self) -> bool {
         true
     }
@@ -275,87 +283,89 @@ pub trait Work<P>: Default {
 pub enum Event {
     /// The driver has notified the queue.
     Notified,
-    /// An iteration of the main loop, see [`Port::schedule`]
+    /// An iteration of the main loop has begun, see [`Port::schedule`].
     MainLoop,
-    /// A time has passed, see [`Port::schedule_after`].
+    /// A delay is over, see [`Port::schedule_after`].
     Retry,
     /// The VM was started.
     Started,
     /// The VM was stopped.
     Stopped,
-    /// The VM comes from another QEMU, and is about to start.  There may be
-    /// elements in the queue that nobody will notify the device of.
+    /// The VM was migrated, and is about to start.  The queue may contain
+    /// elements for which there will be no notification.
     Arrived,
 }
 
-/// Whether to take more elements from the queue
+/// Whether [`Work::step`] takes more elements from the queue
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Whenever there are none left
+    /// It does when it has none left.
     Collect,
-    /// Never: the VM is stopped, and only what is in flight is to be finished.
+    /// It does not: the VM is stopped, and only what is in flight is finished.
     Finish,
 }
 
 /// What [`Work::step`] has achieved
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// There is more to do, or may be.
+    /// There is, or may be, more to do.
     More,
-    /// There is more to do, but the host does not have what it takes.
+    /// There is more to do, but the host has not enough memory for it at the
+    /// moment.
     Blocked,
-    /// There was nothing to do, apart from what is not for this phase.
+    /// There was nothing to do in this phase.
     Idle,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
-    /// Waits for the driver to notify the queue
+    /// Nothing to do until the driver notifies the queue
     #[default]
     Idle,
-    /// There may be elements, in the queue or in flight, that nobody will notify
-    /// the device of (again).  The next turn comes when the VM is started.
+    /// There may be elements, in the queue or in flight, for which there will
+    /// be no notification.  The next turn comes after the VM was started.
     Pending,
-    /// The next turn comes after so many iterations of the main loop.
+    /// The next turn comes after `pause` iterations of the main loop.
     Scheduled { pause: u8 },
-    /// The host could not do what was needed; it is tried again after a time.
+    /// The host could not do what was needed; the device tries again after a
+    /// delay.
     Blocked,
-    /// There is a turn, which has taken the work.
+    /// A turn is active, and has taken the work out of the engine.
     Active {
-        /// The queue was notified meanwhile.
+        /// The queue was notified during the turn.
         again: bool,
     },
 }
 
-/// The state between turns
+/// The state of a queue between two turns
 #[derive(Debug, Default)]
 pub struct Engine<W> {
     state: State,
-    /// How long the next turn has to wait, in milliseconds, if the host cannot
-    /// do what is needed in it either
+    /// The delay after the next turn, in milliseconds, if the host cannot do
+    /// what is needed in that turn either; 0 if the latest turn was not blocked
     delay: u32,
-    /// In flight between two turns
+    /// The elements in flight
     work: W,
 }
 
 impl<W: Default> Engine<W> {
-    /// Whether the last turn ended because the host could not do what was needed
+    /// Whether the last turn ended because the host could not do what was
+    /// needed
     pub const fn is_blocked(&self) -> bool {
         self.delay > 0
     }
 
-    /// Begin a turn, if it is time to.  Returns the work, and whether there is more
-    /// to do as far as is known.
+    /// Begin a turn, if one is due.  Returns the work, and whether there may be
+    /// more to do.
     fn begin(&mut self, event: Event) -> Option<(W, bool)> {
         let is_due = match (&mut self.state, event) {
             (State::Active { again }, Event::Notified) => {
                 *again = true;
                 false
             }
-            // A turn that is active will see that the VM is stopped.
+            // The active turn checks whether the VM is running.
             (State::Active { .. }, _) => false,
-            // A driver that notifies the queue all the time does not get more
-            // turns.
+            // Notifications do not bring the next turn forward.
             (State::Scheduled { pause: 1.. } | State::Blocked, Event::Notified) => false,
             (_, Event::Notified | Event::Stopped) => true,
             (State::Scheduled { pause: 0 }, Event::MainLoop) => true,
@@ -380,8 +390,8 @@ impl<W: Default> Engine<W> {
         })
     }
 
-    /// Whether the queue was notified since the turn began, or since this was
-    /// last called.
+    /// Whether the queue was notified since the turn began or since the last
+    /// call of this function
     fn take_again(&mut self) -> bool {
         matches!(
             std::mem::replace(&mut self.state, State::Active { again: false }),
@@ -389,12 +399,13 @@ impl<W: Default> Engine<W> {
         )
     }
 
-    /// The queue is reset, or removed: give up what is in flight, which the
-    /// caller has to drop after having ended the borrow.  A turn that is active
-    /// becomes stale.
+    /// The queue is reset or removed: give up what is in flight.  The caller
+    /// has to drop the result after the borrow of the engine has ended.  A turn
+    /// that is active becomes stale.
     #[must_use = "is to be dropped while the engine is not borrowed"]
     pub fn invalidate(&mut self) -> W {
-        // A turn on the stack remains active until it notices.
+        // A turn that is on the stack stays active until it checks
+        // is_current().
         self.state = match self.state {
             State::Active { .. } => State::Active { again: false },
             _ => State::Idle,
@@ -403,8 +414,8 @@ impl<W: Default> Engine<W> {
         std::mem::take(&mut self.work)
     }
 
-    /// The host was able to do something, or not.  Returns how long to wait, in
-    /// milliseconds.
+    /// A turn has ended, which the host has blocked or not.  Returns the delay
+    /// in milliseconds before the next turn if it has.
     fn backoff(&mut self, blocked: bool) -> u32 {
         let delay = self.delay.clamp(1, MAX_DELAY);
         self.delay = if blocked { 2 * delay } else { 0 };

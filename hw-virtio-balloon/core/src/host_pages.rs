@@ -2,15 +2,16 @@
 
 //! Host pages that are larger than balloon pages
 //!
-//! The host can only discard whole pages of its own: with hugetlbfs, or a base
-//! page size of 64 KiB, that is more than a balloon page.  A host page is
-//! discarded when the last part of it goes into the balloon.  How long it is
-//! remembered which parts are in there is up to the caller: for one element, as
-//! in C, or until they leave the balloon.  The latter is only right if the driver
-//! tells before it uses a page again (`VIRTIO_BALLOON_F_MUST_TELL_HOST`).
+//! The host can only discard whole pages of its own.  With hugetlbfs, or a base
+//! page size of 64 KiB, a host page is larger than a balloon page, and is
+//! discarded when the last part of it goes into the balloon.  The caller
+//! decides how long the parts in the balloon are remembered: for one element,
+//! as in C, or until they leave the balloon.  The latter is only correct if the
+//! driver tells the device before it uses a page again
+//! (`VIRTIO_BALLOON_F_MUST_TELL_HOST`).
 //!
-//! What was discarded is remembered, too: host pages of that size come from a
-//! pool, which can be empty when the guest wants them back.
+//! Discarded host pages are remembered, too: they come from a pool, which can
+//! be empty when the guest needs them again.
 
 use std::{collections::BTreeMap, ops::Range};
 
@@ -18,15 +19,15 @@ use crate::spec::BALLOON_PAGE_SIZE;
 
 const WORD_BITS: u64 = u64::BITS as u64;
 
-/// The host pages of one block of memory of which a part is in the balloon, or
-/// that were discarded.  Nothing is stored for the others.
+/// The host pages of one RAMBlock of which a part is in the balloon, or that
+/// were discarded.  Nothing is stored for other host pages.
 #[derive(Debug)]
 pub struct HostPages {
-    /// By their index in the block
+    /// The key is the index of the host page in the block.
     pages: BTreeMap<u64, HostPage>,
     /// Size of a host page in balloon pages
     pages_per_host_page: u64,
-    /// How many are [`Fill::Partial`]
+    /// How many have only [`Parts::Some`] in the balloon
     partial: u64,
     /// How many are discarded
     discarded: u64,
@@ -35,7 +36,7 @@ pub struct HostPages {
 #[derive(Debug, Default)]
 struct HostPage {
     parts: Parts,
-    /// It may be missing on the host since then
+    /// The host page was discarded, and may not have been populated since.
     discarded: bool,
     /// Guest-physical address at which a part of it went into the balloon
     gpa: u64,
@@ -65,7 +66,7 @@ pub struct First {
     pub discarded: bool,
 }
 
-/// The bits of a word that are part of `range`, where the word starts at bit
+/// A mask of the bits of `range` that are in the word that begins with bit
 /// `start`
 const fn mask(range: &Range<u64>, start: u64) -> u64 {
     let end = start + WORD_BITS;
@@ -87,8 +88,9 @@ impl Parts {
         matches!(self, Self::Some { .. })
     }
 
-    /// Add or remove `range`, which is relative to the host page; that has `per`
-    /// balloon pages.  Returns whether this has changed anything.
+    /// Add or remove `range`, which is relative to the host page.  The host
+    /// page consists of `per` balloon pages.  Returns whether this has changed
+    /// anything.
     fn update(&mut self, range: &Range<u64>, per: u64, insert: bool) -> bool {
         match (&*self, insert) {
             (Self::None, false) | (Self::All, true) => return false,
@@ -102,7 +104,7 @@ impl Parts {
             Self::Some { bitmap, count } => (bitmap, count),
             parts => {
                 let all = matches!(parts, Self::All);
-                // per has 32 bits at most
+                // HostPages::new() limits per to 32 bits.
                 let mut bitmap = vec![0u64; per.div_ceil(WORD_BITS) as usize];
                 if all {
                     for (start, word) in (0..).step_by(WORD_BITS as usize).zip(&mut bitmap) {
@@ -137,10 +139,10 @@ impl Parts {
 }
 
 impl HostPages {
-    /// For a block that consists of host pages of `host_page_size` bytes.
+    /// For a RAMBlock that consists of host pages of `host_page_size` bytes
     ///
-    /// `None` if that is not a power of two that is larger than a balloon page,
-    /// or if it is larger than any host page.
+    /// Returns `None` if that size is not a power of two, is not larger than a
+    /// balloon page, or is larger than any real host page.
     pub fn new(host_page_size: u64) -> Option<Self> {
         let pages_per_host_page = host_page_size / BALLOON_PAGE_SIZE;
         (host_page_size.is_power_of_two()
@@ -159,13 +161,12 @@ impl HostPages {
         self.pages_per_host_page * BALLOON_PAGE_SIZE
     }
 
-    /// Host pages that could be discarded if the rest of them was in the
-    /// balloon
+    /// How many host pages are partly in the balloon
     pub const fn partial(&self) -> u64 {
         self.partial
     }
 
-    /// Host pages that were discarded
+    /// How many host pages are discarded
     pub const fn discarded(&self) -> u64 {
         self.discarded
     }
@@ -175,13 +176,14 @@ impl HostPages {
         self.pages.is_empty()
     }
 
-    /// Pages at `[offset, offset + len)`, in bytes, go into the balloon; they are
-    /// mapped at a guest-physical address.  Calls `discard` with the offset and the
-    /// length in bytes of ranges of host pages that are completely in the balloon
-    /// now, and were not before.  It returns whether it discards them.
+    /// The balloon pages at `[offset, offset + len)`, in bytes, which are
+    /// mapped at guest-physical address `gpa`, go into the balloon.  Calls
+    /// `discard` with the offset and length in bytes of each range of host
+    /// pages that have become complete.  `discard` returns whether it discards
+    /// the range.
     ///
-    /// A host page that is inserted again as a whole is discarded again, because
-    /// it does not matter then what is remembered.
+    /// A host page that is inserted as a whole is discarded even if it was
+    /// already complete: what is remembered then makes no difference.
     pub fn insert(
         &mut self,
         offset: u64,
@@ -218,7 +220,7 @@ impl HostPages {
         }
     }
 
-    /// Discard host pages, and remember that.
+    /// Call `discard` for host pages, and remember whether it discards them.
     fn discard(&mut self, range: Range<u64>, discard: &mut impl FnMut(u64, u64) -> bool) {
         let size = self.host_page_size();
         if discard(range.start * size, (range.end - range.start) * size) {
@@ -228,9 +230,9 @@ impl HostPages {
         }
     }
 
-    /// Pages at `[offset, offset + len)`, in bytes, leave the balloon.  Calls
-    /// `populate` with the offset and the length in bytes of ranges of host pages
-    /// that were discarded, and are needed now.
+    /// The balloon pages at `[offset, offset + len)`, in bytes, leave the
+    /// balloon.  Calls `populate` with the offset and length in bytes of each
+    /// range of discarded host pages that the guest needs now.
     pub fn remove(&mut self, offset: u64, len: u64, mut populate: impl FnMut(u64, u64)) {
         let per = self.pages_per_host_page;
         let size = self.host_page_size();
@@ -257,7 +259,7 @@ impl HostPages {
         self.forget_unused(touched);
     }
 
-    /// Host pages at `[offset, offset + len)`, in bytes, have memory again.
+    /// The host pages at `[offset, offset + len)`, in bytes, were populated.
     pub fn populated(&mut self, offset: u64, len: u64) {
         let size = self.host_page_size();
         let range = offset / size..offset.saturating_add(len).div_ceil(size);
@@ -267,8 +269,8 @@ impl HostPages {
         self.forget_unused(range);
     }
 
-    /// Forget those of a range of host pages that are as if they had never been
-    /// in the balloon.
+    /// Remove the entries of host pages that are neither discarded nor in the
+    /// balloon.
     fn forget_unused(&mut self, range: Range<u64>) {
         let unused = |page: &HostPage| !page.discarded && matches!(page.parts, Parts::None);
         let unused: Vec<u64> = self
@@ -300,9 +302,8 @@ impl HostPages {
     }
 }
 
-/// Add an index, which is larger than all before, to the range that is being
-/// collected.  Returns that range if the index does not follow it, and begins
-/// another one.
+/// Add an index, which is larger than all previous ones, to the pending range.
+/// If it does not follow that range, returns the range and begins another one.
 fn merge(pending: &mut Option<Range<u64>>, index: u64) -> Option<Range<u64>> {
     match pending {
         Some(range) if range.end == index => {
@@ -313,7 +314,7 @@ fn merge(pending: &mut Option<Range<u64>>, index: u64) -> Option<Range<u64>> {
     }
 }
 
-/// From bytes to whole balloon pages
+/// The balloon pages of a range in bytes
 const fn pages(offset: u64, len: u64) -> Range<u64> {
     offset / BALLOON_PAGE_SIZE..offset.saturating_add(len) / BALLOON_PAGE_SIZE
 }
@@ -328,7 +329,7 @@ mod tests {
     const KIB: u64 = 1024;
     const MIB: u64 = 1024 * KIB;
 
-    /// The ranges that are discarded, which the host does
+    /// The ranges that are discarded, if the host can discard all of them
     fn insert(h: &mut HostPages, offset: u64, len: u64) -> Vec<(u64, u64)> {
         let mut out = Vec::new();
         h.insert(offset, len, offset, |offset, len| {
@@ -338,7 +339,7 @@ mod tests {
         out
     }
 
-    /// The ranges that are to be populated
+    /// The ranges that have to be populated
     fn remove(h: &mut HostPages, offset: u64, len: u64) -> Vec<(u64, u64)> {
         let mut out = Vec::new();
         h.remove(offset, len, |offset, len| out.push((offset, len)));
@@ -383,7 +384,7 @@ mod tests {
         assert_eq!(remove(&mut h, 4 * KIB, 200 * KIB), [(0, 256 * KIB)]);
     }
 
-    /// A driver that inserts a page that is there does not cause more than that.
+    /// Inserting a page again does not discard a whole host page again.
     #[test]
     fn only_what_is_new_is_discarded() {
         let mut h = HostPages::new(1024 * MIB).unwrap();
@@ -392,7 +393,7 @@ mod tests {
         for i in 0..64 {
             assert_eq!(insert(&mut h, i * 16 * MIB, 16 * MIB), []);
         }
-        // it does not matter what is known then
+        // a whole host page is discarded, whatever is remembered
         assert_eq!(insert(&mut h, 0, 1024 * MIB), [(0, 1024 * MIB)]);
     }
 
@@ -404,7 +405,7 @@ mod tests {
         assert_eq!(h.partial(), 1);
         h.populated(0, 2 * MIB);
         assert_eq!(insert(&mut h, 8192, 4096), []);
-        // the others are still in the balloon
+        // the other pages are still in the balloon
         assert_eq!(insert(&mut h, 4096, 4096), [(0, 2 * MIB)]);
         assert_eq!(remove(&mut h, 0, 4 * MIB), [(0, 2 * MIB)]);
         assert_eq!(h.partial(), 0);
@@ -413,8 +414,8 @@ mod tests {
         assert_eq!(insert(&mut h, 0, 4096), []);
     }
 
-    /// What was discarded is known until it has memory again, however often that
-    /// is tried.
+    /// A discarded host page is remembered until it is populated, however many
+    /// attempts that takes.
     #[test]
     fn discarded_until_populated() {
         let mut h = HostPages::new(2 * MIB).unwrap();
@@ -426,13 +427,13 @@ mod tests {
         assert_eq!(remove(&mut h, 3 * MIB, 2 * MIB), [(4 * MIB, 2 * MIB)]);
         assert_eq!((h.partial(), h.discarded()), (2, 1));
 
-        // what could not be discarded is there
+        // what could not be discarded needs no populating
         let mut other = HostPages::new(2 * MIB).unwrap();
         other.insert(0, 2 * MIB, 0, |_, _| false);
         assert_eq!(remove(&mut other, 0, 4096), []);
     }
 
-    /// The guest takes everything back without telling.
+    /// After a reset the guest uses all pages without having told the device.
     #[test]
     fn first_and_next() {
         let mut h = HostPages::new(64 * KIB).unwrap();

@@ -5,7 +5,7 @@
 //! This crate has no FFI and no unsafe code, so its tests run with plain `cargo
 //! test`.
 //!
-//! Sizes are in bytes unless they are called pages. A page is always a balloon
+//! Sizes are in bytes unless they are called pages.  A page is always a balloon
 //! page of 4096 bytes ([`BALLOON_PAGE_SIZE`]), whatever the page sizes of the
 //! guest and the host are.
 

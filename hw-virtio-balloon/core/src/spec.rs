@@ -6,11 +6,12 @@
 /// Log2 of [`BALLOON_PAGE_SIZE`]
 pub const VIRTIO_BALLOON_PFN_SHIFT: u32 = 12;
 
-/// Size in bytes of the pages in the balloon.  Virtio defines it, independently
-/// of the page sizes of guest and host.
+/// Size of a balloon page in bytes.  The specification defines it,
+/// independently of the page sizes of the guest and the host.
 pub const BALLOON_PAGE_SIZE: u64 = 1 << VIRTIO_BALLOON_PFN_SHIFT;
 
-/// Guest-physical address of a page.  Does not overflow, as PFNs have 32 bits.
+/// Guest-physical address of a page.  The shift cannot overflow, because PFNs
+/// have 32 bits.
 pub const fn pfn_to_gpa(pfn: u32) -> u64 {
     (pfn as u64) << VIRTIO_BALLOON_PFN_SHIFT
 }
@@ -20,16 +21,17 @@ pub const fn pages_to_bytes(pages: u32) -> u64 {
     (pages as u64) << VIRTIO_BALLOON_PFN_SHIFT
 }
 
-/// How much memory a guest that has `ram_size` bytes of it is left with, in bytes,
-/// if there are that many pages in the balloon.  0 if the driver claims that there
-/// are more than all of them.
+/// How many bytes of memory are left to a guest with `ram_size` bytes if
+/// `pages` pages are in the balloon.  Returns 0 if the driver claims that the
+/// balloon has more pages than the guest.
 pub const fn pages_to_actual(ram_size: u64, pages: u32) -> u64 {
     ram_size.saturating_sub(pages_to_bytes(pages))
 }
 
-/// The number of pages to be in the balloon for a guest that has `ram_size`
-/// bytes of memory to be left with `target` bytes.  The field in the configuration
-/// space has room for 16 TiB less a page; C takes the lower 32 bits of what is more.
+/// The number of pages that have to be in the balloon to leave `target` bytes
+/// of memory to a guest with `ram_size` bytes.  The field in the configuration
+/// space can express up to 16 TiB less one page.  A larger balloon is limited
+/// to that; C truncates the number of pages to 32 bits.
 pub fn target_to_pages(ram_size: u64, target: u64) -> u32 {
     let pages = ram_size.saturating_sub(target) >> VIRTIO_BALLOON_PFN_SHIFT;
     u32::try_from(pages).unwrap_or(u32::MAX)
@@ -48,14 +50,14 @@ pub const VIRTIO_BALLOON_F_PAGE_POISON: u32 = 4;
 /// The driver can report free pages without being asked
 pub const VIRTIO_BALLOON_F_REPORTING: u32 = 5;
 
-/// Whether a mask of features includes a bit; false for bits that it does not have
+/// Whether bit `bit` of `features` is set; false if `bit` is 32 or more
 pub const fn includes(features: u32, bit: u32) -> bool {
     bit < u32::BITS && features & (1 << bit) != 0
 }
 
-/// The features that are offered to the driver: `requested`, i.e. what the
-/// transport and the common code support; `host_features`, i.e. what the user
-/// has configured; and statistics, which always exist.  See
+/// The features that are offered to the driver: `requested`, which the
+/// transport and common code support; `host_features`, which the user has
+/// configured; and the statistics queue, which is always offered.  See
 /// `virtio_balloon_get_features()` in C.
 pub const fn offered(requested: u64, host_features: u32) -> u64 {
     requested | host_features as u64 | 1 << VIRTIO_BALLOON_F_STATS_VQ
@@ -67,16 +69,16 @@ const FREE_PAGE_HINT_CMD_ID: usize = 8;
 const POISON_VAL: usize = 12;
 const END: usize = 16;
 
-/// The configuration space.  It consists of four little-endian 32-bit fields, even
-/// for legacy drivers.  The last two are only there if the feature that they belong
-/// to is offered.
+/// The configuration space.  It consists of four 32-bit fields, which are
+/// little-endian even for legacy drivers.  [`config_size`] says when the last
+/// two fields exist.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Config {
-    /// How many pages the host wants to be in the balloon
+    /// How many pages the host wants in the balloon
     pub num_pages: u32,
     /// How many pages are in the balloon; written by the driver
     pub actual: u32,
-    /// Which round of free page hinting is going on
+    /// The current round of free page hinting
     pub free_page_hint_cmd_id: u32,
     /// What the guest fills free pages with; written by the driver
     pub poison_val: u32,
@@ -84,8 +86,9 @@ pub struct Config {
 
 /// Size of the configuration space in bytes.
 ///
-/// Adding a field changes what is migrated, hence the ones that belong to
-/// optional features are left out without them.
+/// The configuration space is migrated, and its size has to match.  It
+/// therefore ends before the first field that none of the offered features
+/// needs.
 pub const fn config_size(host_features: u32) -> usize {
     if includes(host_features, VIRTIO_BALLOON_F_PAGE_POISON) {
         END
@@ -146,7 +149,7 @@ mod tests {
         assert_eq!(target_to_pages(512 * MIB, u64::MAX), 0);
         assert_eq!(target_to_pages(8192, 1), 1);
         assert_eq!(target_to_pages(u64::MAX, 0), u32::MAX);
-        // the largest that fits, and what is larger
+        // the largest number that fits, and larger ones
         assert_eq!(target_to_pages(20 << 40, 4 << 40), u32::MAX);
         assert_eq!(target_to_pages(20 << 40, (4 << 40) + 4096), u32::MAX);
         assert_eq!(target_to_pages(20 << 40, (4 << 40) + 8192), u32::MAX - 1);
