@@ -82,19 +82,6 @@ pub const ORDERS: [&str; 4] = ["descending", "ascending", "runs", "random"];
 /// as much memory as possible
 pub const HOSTILE: [&str; 2] = ["random", "ascending"];
 
-/// The smallest acceptable ratio of C to Rust
-pub fn target(case: &str) -> Option<f64> {
-    Some(match case {
-        "inflate descending thp element" | "inflate ascending thp element" => 20.0,
-        "inflate descending thp ring" | "inflate ascending thp ring" => 50.0,
-        "inflate runs thp ring" => 12.0,
-        "inflate random thp ring" => 2.2,
-        "inflate descending memfd ring" => 6.0,
-        "deflate descending thp ring" => 40.0,
-        _ => return None,
-    })
-}
-
 /// The PFNs of a full ring, relative to the region
 pub fn pfns(order: &str) -> Vec<u32> {
     let n = PAGES as u32;

@@ -90,7 +90,7 @@ fn main() -> Result<()> {
     if "hugetlb pages".contains(&cli.only) {
         match hugetlb(&cli.a, "").and_then(|c| Ok([c, hugetlb(&cli.b, ",huge-pages=on")?])) {
             Ok([c, rust]) => {
-                println!("huge pages freed by inflating 1 GiB: C {c}, Rust {rust} (target: 512)");
+                println!("huge pages freed by inflating 1 GiB, of 512: C {c}, Rust {rust}");
                 huge = Some([c, rust]);
             }
             Err(err) => println!("hugetlb: not measured: {err:#}"),
