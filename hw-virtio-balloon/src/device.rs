@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! The device itself: properties, features, configuration space, life cycle
+//! The device: properties, features, life cycle, and dispatch of events to its
+//! parts
 
 mod size;
 mod vmstate;
@@ -56,7 +57,7 @@ const MAX_OOM_HOLD_TIME: u32 = 24 * 60 * 60;
 pub struct VirtIOBalloon {
     parent_obj: ParentField<VirtIODevice>,
 
-    /// The optional features that the user wants to be offered
+    /// The optional features that the user wants the device to offer
     #[property(rename = "deflate-on-oom", bit = VIRTIO_BALLOON_F_DEFLATE_ON_OOM, default = false)]
     #[property(rename = "free-page-hint", bit = VIRTIO_BALLOON_F_FREE_PAGE_HINT, default = false)]
     #[property(rename = "page-poison", bit = VIRTIO_BALLOON_F_PAGE_POISON, default = true)]
@@ -64,8 +65,9 @@ pub struct VirtIOBalloon {
     #[property(rename = "huge-pages", bit = VIRTIO_BALLOON_F_MUST_TELL_HOST, default = false)]
     host_features: u32,
 
-    /// For how many seconds a guest that has deflated the balloon because it was
-    /// out of memory is not asked to inflate it again; 0 to ask all the time
+    /// For how many seconds the device does not ask a guest to inflate the
+    /// balloon again after it has deflated the balloon because it was out of
+    /// memory; 0 to ask all the time
     #[property(rename = "oom-hold-time", default = 0)]
     oom_hold_time: u32,
 
@@ -76,7 +78,8 @@ pub struct VirtIOBalloon {
     num_pages: BqlCell<u32>,
     /// How many pages are in the balloon, according to the driver
     actual: BqlCell<u32>,
-    /// What the guest fills free pages with, if it has negotiated to tell
+    /// What the guest fills free pages with; 0 unless the driver has accepted
+    /// `VIRTIO_BALLOON_F_PAGE_POISON`
     poison_val: BqlCell<u32>,
 
     memory: GuestMemory,
@@ -88,11 +91,11 @@ pub struct VirtIOBalloon {
     oom_hold: OomHold,
     repopulation: Repopulation,
     handler: BalloonHandler,
-    /// Has the parts go on, in the next iteration of the main loop
+    /// Calls [`resume`](Self::resume) in the next iteration of the main loop
     bh: BottomHalf,
-    /// Has them try again what the host could not do
+    /// Expires when the parts should try again what the host could not do
     retry: Timer,
-    /// The device was migrated, and the VM has not run since
+    /// The device was migrated, and the VM has not run since then
     incoming: BqlCell<bool>,
 }
 
@@ -103,7 +106,7 @@ impl VirtIOBalloon {
         includes(self.host_features, feature)
     }
 
-    /// What the parts get to know of the device
+    /// What the parts can access of the device
     fn context(&self) -> Context<'_> {
         Context {
             vdev: self.upcast(),
@@ -114,7 +117,7 @@ impl VirtIOBalloon {
         }
     }
 
-    /// All parts, in the order in which they work if several have something to do
+    /// All parts, in the order in which they handle an event
     fn parts(&self) -> [&dyn Part; 5] {
         [
             &self.deflate,
@@ -147,8 +150,9 @@ impl VirtIOBalloon {
             Timer::MS,
             |dev: &Self| dev.handle(Event::Retry),
         );
-        // Not class properties: the proxies create aliases for all of those,
-        // but also for the following two.
+        // These cannot be class properties: for these two, the proxies create
+        // aliases by name, in addition to the aliases that they create for all
+        // class properties, and the names would conflict.
         self.add_property(
             &ObjectProperty::new(c"guest-stats", c"guest statistics").getter(&Self::get_stats),
         );
@@ -266,7 +270,8 @@ impl VirtIOBalloon {
         }
     }
 
-    /// A part has asked to go on in this iteration of the main loop.
+    /// The bottom half has been scheduled: continue what did not fit into
+    /// earlier turns.
     fn resume(&self) {
         self.repopulation.run(&self.context());
         if self.vm_running() {
@@ -275,9 +280,10 @@ impl VirtIOBalloon {
         }
     }
 
-    /// A page that is in both queues has to leave the balloon before it goes into
-    /// it.  C works on what it is notified of, so this is only done if the driver
-    /// has promised to tell, and parts of host pages are remembered.
+    /// Handle the deflate queue before the inflate queue, because a page that
+    /// is in both of them has to leave the balloon before it goes into it.  C
+    /// only handles the queue that was notified, so this is only done if parts
+    /// of host pages are remembered for longer than one element.
     fn deflate_first(&self) {
         let cx = self.context();
         if cx.completes_host_pages() {
@@ -285,14 +291,14 @@ impl VirtIOBalloon {
         }
     }
 
-    /// Something has happened that concerns all parts.
+    /// Have all parts handle an event.
     fn handle(&self, event: Event) {
         for part in self.parts() {
             part.handle(&self.context(), event);
         }
     }
 
-    /// The I/O thread is done with hints.
+    /// The I/O thread has processed hints.
     fn hints_processed(vdev: &VirtIODevice) {
         if let Some(dev) = vdev.downcast::<Self>() {
             dev.hinting.return_processed(&dev.context());
@@ -343,7 +349,7 @@ impl VirtIOBalloon {
     }
 
     fn reset_enter(&self, typ: ResetType) {
-        // Statistics stay valid when the guest wakes up from suspend.
+        // Statistics stay valid when the guest wakes up from suspend
         if typ != ResetType::RESET_TYPE_WAKEUP {
             self.stats.forget();
         }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! Finding the memory that is behind guest-physical addresses, and giving it
-//! back to the host
+//! Finds the memory at guest-physical addresses, and gives it back to the host
 
 use std::io;
 
@@ -26,8 +25,8 @@ use crate::trace::{
     trace_virtio_balloon_handle_output, trace_virtio_balloon_handle_output_enabled,
 };
 
-/// Whether discarding memory would do harm: if it is pinned, in postcopy, and
-/// while a background snapshot is taken.
+/// Whether discarding memory would do harm: while memory is pinned, in
+/// postcopy, and while a background snapshot is taken
 #[doc(alias = "virtio_balloon_inhibited")]
 pub fn is_discard_inhibited() -> bool {
     ram_block_discard_is_disabled()
@@ -35,20 +34,20 @@ pub fn is_discard_inhibited() -> bool {
         || migration_in_bg_snapshot()
 }
 
-/// What C prints for an error of the operating system
+/// The text that C prints for an error of the operating system
 fn describe(err: &io::Error) -> String {
     let text = err.to_string();
     let end = text.find(" (os error").unwrap_or(text.len());
     text[..end].to_owned()
 }
 
-/// Whether it does not take the host long to discard memory, see
+/// Whether the host can discard memory of this block quickly, see
 /// [`Budget::charge_range`]
 pub fn is_cheap_to_discard(block: &RamBlock<'_>) -> bool {
     block.is_private_anonymous() || block.page_size() > BALLOON_PAGE_SIZE
 }
 
-/// Which way pages go
+/// The direction in which pages move
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// Into the balloon
@@ -57,34 +56,34 @@ pub enum Direction {
     Deflate,
 }
 
-/// How long it is remembered which parts of a host page are in the balloon
+/// How long the device remembers which parts of a host page are in the balloon
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Remember {
-    /// While an element is worked on, which has so many PFNs, or more
+    /// While it works on one element, which has no more than `pfns` PFNs
     Element { pfns: usize },
-    /// Until they leave the balloon
+    /// Until the parts leave the balloon
     Always,
 }
 
-/// What [`GuestMemory::repopulate`] has achieved
+/// The result of [`GuestMemory::repopulate`]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Repopulated {
-    /// There is nothing left to do.
+    /// All pages have memory again.
     All,
-    /// The budget is spent.
+    /// The budget is spent, and there are more pages.
     Some,
-    /// The host has no memory.
+    /// The host has not enough memory at the moment.
     NoMemory,
 }
 
-/// What the device remembers about the guest's memory
+/// What the device remembers of the guest's memory
 #[derive(Default)]
 pub struct GuestMemory {
-    /// For blocks with host pages that are larger than balloon pages: what is
-    /// in the balloon
+    /// For blocks whose host pages are larger than balloon pages: which parts
+    /// of them are in the balloon
     host_pages: BqlRefCell<Vec<(RamBlockId, HostPages)>>,
-    /// What was in the balloon when the device was reset, and may be missing on the
-    /// host since then
+    /// The host pages that were in the balloon when the device was reset, and
+    /// may not have been populated since then
     lost: BqlRefCell<Vec<(RamBlockId, HostPages)>>,
     listener: MemoryListener,
     counters: BqlCell<Counters>,
@@ -113,7 +112,7 @@ impl GuestMemory {
         self.counters.set(counters);
     }
 
-    /// Change what is known of the size of the balloon.
+    /// Access what is known of the size of the balloon.
     pub fn with_deflation<R>(&self, f: impl FnOnce(&mut Deflation) -> R) -> R {
         let mut deflation = self.deflation.get();
         let result = f(&mut deflation);
@@ -121,27 +120,28 @@ impl GuestMemory {
         result
     }
 
-    /// Host pages that are partly in the balloon
+    /// How many host pages are partly in the balloon
     pub fn partial_host_pages(&self) -> u64 {
         let host_pages = self.host_pages.borrow();
         host_pages.iter().map(|(_, pages)| pages.partial()).sum()
     }
 
-    /// The balloon is empty.
+    /// The device was reset, and the balloon is empty.
     pub fn reset(&self) {
         let known = std::mem::take(&mut *self.host_pages.borrow_mut());
         let lost = known.into_iter().filter(|(_, p)| p.discarded() > 0);
         self.lost.borrow_mut().extend(lost);
     }
 
-    /// What is known of parts of host pages is not good for other elements.
+    /// The work on an element has ended: what is remembered of parts of host
+    /// pages does not apply to other elements.
     pub fn forget_parts(&self) {
         self.host_pages.borrow_mut().clear();
     }
 
-    /// A part of a block is not mapped any more, at least not as it was.  If it
-    /// comes back, it is not in the balloon; but what was discarded may still be
-    /// missing on the host.
+    /// A range of a block has been unmapped, or mapped differently.  If it is
+    /// mapped again, it is not in the balloon; but what was discarded may still
+    /// have to be populated.
     pub fn unmapped(&self, block: RamBlockId, range: RAMBlockRange) {
         let mut all = self.host_pages.borrow_mut();
         if let Some((_, pages)) = all.iter_mut().find(|(id, _)| *id == block) {
@@ -150,9 +150,10 @@ impl GuestMemory {
         all.retain(|(_, pages)| !pages.is_empty());
     }
 
-    /// Pages at an offset of a block, in bytes, which are mapped at a
-    /// guest-physical address, go into the balloon.  See [`HostPages::insert`].
-    /// Only for blocks with host pages that are larger than balloon pages.
+    /// Balloon pages at an offset of a block, in bytes, which are mapped at
+    /// guest-physical address `gpa`, go into the balloon, see
+    /// [`HostPages::insert`].  The host pages of the block must be larger than
+    /// balloon pages.
     fn insert(
         &self,
         block: &RamBlock<'_>,
@@ -163,7 +164,8 @@ impl GuestMemory {
     ) {
         let page_size = block.page_size();
         let mut all = self.host_pages.borrow_mut();
-        // Another block may have been where this one is now
+        // A block that was unplugged may have had the same ID, and another page
+        // size.
         all.retain(|(id, pages)| *id != block.id() || pages.host_page_size() == page_size);
         if let Some((_, pages)) = all.iter_mut().find(|(id, _)| *id == block.id()) {
             pages.insert(offset, len, gpa, discard);
@@ -173,7 +175,7 @@ impl GuestMemory {
         }
     }
 
-    /// Call `f` with what is known about a block, if anything is.
+    /// Call `f` with what is remembered of a block, if there is anything.
     fn with_host_pages(&self, block: RamBlockId, f: impl FnOnce(&mut HostPages)) {
         let mut all = self.host_pages.borrow_mut();
         if let Some((_, pages)) = all.iter_mut().find(|(id, _)| *id == block) {
@@ -181,8 +183,8 @@ impl GuestMemory {
         }
     }
 
-    /// Have the host allocate a range of a block.  Returns false if it has no
-    /// memory for that.
+    /// Have the host allocate a range of a block.  Returns false if it does not
+    /// have enough memory for that.
     fn populate(&self, block: &RamBlock<'_>, range: &RAMBlockRange) -> bool {
         let Err(err) = block.populate(range.offset, range.length) else {
             return true;
@@ -203,13 +205,14 @@ impl GuestMemory {
         false
     }
 
-    /// Whether [`repopulate`](Self::repopulate) has to be called before the guest
-    /// runs
+    /// Whether [`repopulate`](Self::repopulate) has to be called before the
+    /// guest runs
     pub fn lacks_memory(&self) -> bool {
         !self.lost.borrow().is_empty()
     }
 
-    /// Have the host allocate what was in the balloon before a reset.
+    /// Have the host allocate the host pages that were discarded before a
+    /// reset.
     pub fn repopulate(&self, budget: &mut Budget) -> Repopulated {
         loop {
             let Some((id, size, first)) = self.first_lost() else {
@@ -219,7 +222,7 @@ impl GuestMemory {
                 return Repopulated::Some;
             }
             budget.charge_range(if first.discarded { size } else { 0 }, false);
-            // It may be that it was unplugged since then
+            // The memory may have been unplugged after the reset.
             let section = MemoryRegionSection::find(first.gpa, BALLOON_PAGE_SIZE);
             let found = section.as_ref().and_then(MemoryRegionSection::ram_block);
             if let Some((block, offset)) = found.filter(|_| first.discarded) {
@@ -240,7 +243,8 @@ impl GuestMemory {
         }
     }
 
-    /// The next host page to repopulate, the size of it in bytes, and its block
+    /// The next host page to repopulate: its block, its size in bytes, and the
+    /// page
     fn first_lost(&self) -> Option<(RamBlockId, u64, First)> {
         let mut lost = self.lost.borrow_mut();
         loop {
@@ -252,8 +256,8 @@ impl GuestMemory {
         }
     }
 
-    /// Discard parts of a block.  An error only means that the host does not
-    /// get the memory.
+    /// Discard ranges of a block.  After an error, the guest keeps the memory,
+    /// so the caller has nothing to do.
     #[doc(alias = "balloon_inflate_page")]
     pub fn discard(&self, block: &RamBlock<'_>, ranges: &[RAMBlockRange]) {
         let bytes: u64 = ranges.iter().map(|range| range.length).sum();
@@ -273,21 +277,21 @@ impl GuestMemory {
     }
 }
 
-/// Ranges of one block that are to be discarded, or (when they leave the
-/// balloon) populated
+/// Collects ranges of one block, which are then discarded or, when they leave
+/// the balloon, populated
 pub struct DiscardBatch<'a> {
     memory: &'a GuestMemory,
     direction: Direction,
-    /// Discarding would do harm at the moment
+    /// See [`is_discard_inhibited`]
     inhibited: bool,
     remember: Remember,
-    /// Owns a reference to the block
+    /// The section with the ranges; holds a reference to the block
     section: Option<MemoryRegionSection>,
-    /// To be discarded, or to be advised on
+    /// Ranges to discard, or to advise the host on
     ranges: Vec<RAMBlockRange>,
-    /// To be populated
+    /// Ranges to populate
     lost: Vec<RAMBlockRange>,
-    /// The host has no memory for some of what was to be populated.
+    /// The host did not have enough memory for some of the ranges to populate.
     failed: bool,
 }
 
@@ -310,8 +314,8 @@ impl<'a> DiscardBatch<'a> {
         }
     }
 
-    /// Add pages, and charge the budget for the ranges of guest memory that they
-    /// consist of.  Nothing may have happened to them before
+    /// Add pages, and charge the budget for the ranges of guest memory that
+    /// they consist of.  Discarding or populating them may be delayed until
     /// [`flush`](Self::flush).
     pub fn add(&mut self, run: Run, budget: &mut Budget) -> Tally {
         let end = pfn_to_gpa(run.last) + BALLOON_PAGE_SIZE;
@@ -323,7 +327,7 @@ impl<'a> DiscardBatch<'a> {
                 tally += Self::skip(gpa, end);
                 break;
             };
-            // Only pages that are in the section as a whole
+            // Only pages that are completely in the section
             let first = section.address().next_multiple_of(BALLOON_PAGE_SIZE);
             let section_end = section.address().saturating_add(section.size()).min(end);
             let last = section_end - section_end % BALLOON_PAGE_SIZE;
@@ -342,7 +346,7 @@ impl<'a> DiscardBatch<'a> {
         tally
     }
 
-    /// Pages that are not RAM, at guest-physical addresses in bytes
+    /// Guest-physical addresses, in bytes, at which there is no RAM
     fn skip(start: u64, end: u64) -> Tally {
         if start >= end {
             return Tally::default();
@@ -363,7 +367,7 @@ impl<'a> DiscardBatch<'a> {
         }
     }
 
-    /// Pages of RAM, at guest-physical addresses in bytes
+    /// Guest-physical addresses, in bytes, of pages of RAM
     fn add_ram(
         &mut self,
         section: MemoryRegionSection,
@@ -413,7 +417,8 @@ impl<'a> DiscardBatch<'a> {
                     warn_report_once!(
                         "Balloon used with backing page size > 4kiB, this may not be reliable"
                     );
-                    // There cannot be all of a host page in less.
+                    // An element with fewer PFNs cannot contain a whole host
+                    // page.
                     if pfns as u64 >= pages {
                         self.memory.insert(&block, first, len, start, push);
                     }
@@ -429,8 +434,7 @@ impl<'a> DiscardBatch<'a> {
                         budget.charge_range(length, false);
                     });
                 });
-                // There is nothing to be read ahead for memory that was
-                // discarded, unless it has a file behind it.
+                // The host can only read memory ahead if a file backs it.
                 if !block.is_private_anonymous() {
                     ranges.push(RAMBlockRange {
                         offset: first,
@@ -444,8 +448,8 @@ impl<'a> DiscardBatch<'a> {
         tally
     }
 
-    /// Discard, or populate, what was added.  Returns false if the host has no
-    /// memory for all of it at the moment.
+    /// Discard or populate what was added.  Returns false if the host does not
+    /// have enough memory for all of it at the moment.
     pub fn flush(&mut self) -> bool {
         let section = self.section.take();
         if let Some((block, _)) = section.as_ref().and_then(MemoryRegionSection::ram_block) {
@@ -463,8 +467,10 @@ impl<'a> DiscardBatch<'a> {
     }
 
     fn populate(&mut self, block: &RamBlock<'_>) {
-        // Then all of the memory is there: it is pinned, or was touched before a
-        // background snapshot, which would have to be waited for.
+        // All of the memory is populated then: pinning it has populated it, and
+        // so has the preparation of a background snapshot.  During a snapshot
+        // the memory is write-protected, and populating it would wait for the
+        // snapshot.
         if self.inhibited {
             return;
         }
@@ -482,8 +488,8 @@ impl<'a> DiscardBatch<'a> {
     #[doc(alias = "balloon_deflate_page")]
     fn advise(&self, block: &RamBlock<'_>) {
         for range in &self.ranges {
-            // The hint is for whole host pages, because there is nothing
-            // smaller.
+            // advise_willneed() extends the range to whole host pages, because
+            // the host cannot do anything smaller.
             if let Err(err) = block.advise_willneed(range.offset, range.length) {
                 warn_report_once!(
                     "Couldn't MADV_WILLNEED on balloon deflate: {}",

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! Free page hinting (virtio 1.3, section 5.5.6.5): migration need not send what
-//! the guest does not use.
+//! Free page hinting (virtio 1.3, section 5.5.6.5): migration need not send
+//! pages that the guest does not use.
 //!
-//! The driver sends commands and hints, which go to an I/O thread; see
-//! [`shared`].
+//! The driver sends commands and hints, which are processed in an I/O thread;
+//! see [`shared`].
 
 mod shared;
 
@@ -29,36 +29,37 @@ use virtio_balloon_core::{
 use self::shared::{Element, Processed, Shared};
 use crate::part::{Context, Part, PartPort, Turns};
 
-/// How many buffers the device takes at the same time.  Whoever resets the
-/// device or stops the VM waits until they are released, which takes about
-/// 40 ns each.  The element that exceeds the limit is still taken.
+/// The most buffers that the device pops from the queue at a time.  Resetting
+/// the device or stopping the VM takes about 40 ns for each of them, to release
+/// it.  The element that exceeds the limit is still popped.
 const MAX_BUFFERS: usize = 16 * 1024;
 
-/// After how many hints the main loop returns elements
+/// The number of hints after which the main loop returns elements
 const HINTS: usize = 1024;
 
-/// The part of the device for hints
+/// The part of the device that handles hints
 #[derive(Default)]
 pub struct FreePageHinting {
     pub shared: Migratable<Arc<Shared>>,
-    /// Set while the device is realized, and offers the feature
+    /// Set while the device is realized and offers the feature
     worker: BqlRefCell<Option<Worker>>,
     turns: Turns<HintWork>,
-    /// How many buffers the elements in `shared` have
+    /// How many buffers the elements in `shared` have in total
     buffers: BqlCell<usize>,
     notifier: PrecopyNotifier,
 }
 
-/// Who takes the elements from `shared`
+/// What processes the elements in `shared`
 struct Worker {
     iothread: Owned<IOThread>,
-    /// To be called in the main loop when it has done so.  Has the device call
-    /// [`FreePageHinting::return_processed`].
+    /// Called in the main loop after elements were processed.  It lets the
+    /// device call [`FreePageHinting::return_processed`].
     processed: fn(&VirtIODevice),
 }
 
-/// Elements are passed on as soon as they are popped, and returned as soon as
-/// they come back, so none is kept between two steps.
+/// Has no state: elements are passed to the I/O thread as soon as they are
+/// popped, and returned to the driver as soon as they come back, so none is
+/// kept between two steps.
 #[derive(Default)]
 pub struct HintWork;
 
@@ -66,8 +67,8 @@ type HintPort<'a> = PartPort<'a, FreePageHinting, HintWork>;
 
 impl Work<HintPort<'_>> for HintWork {
     fn step(&mut self, port: &HintPort<'_>, budget: &mut Budget, _phase: Phase) -> Progress {
-        // Nothing may be returned to the driver while the VM is stopped, so there
-        // is no turn then.
+        // This is not called while the VM is stopped, when nothing may be
+        // returned to the driver.
         let part = port.part;
         let mut returned = false;
         while budget.buffers > 0 {
@@ -76,7 +77,7 @@ impl Work<HintPort<'_>> for HintWork {
             };
             budget.charge_element(port.buffers(&processed.elem.0));
             part.give_back(port, processed);
-            // Each of them can cause a reset
+            // Returning an element can reset the device
             if !port.is_current() {
                 return Progress::Idle;
             }
@@ -88,7 +89,7 @@ impl Work<HintPort<'_>> for HintWork {
         }
 
         if part.buffers.get() >= MAX_BUFFERS {
-            // return_processed() will come back to it
+            // return_processed() will begin another turn
             return Progress::Idle;
         }
         let Some(elem) = port.pop() else {
@@ -142,8 +143,8 @@ impl FreePageHinting {
         if let Some(worker) = &*self.worker.borrow() {
             let shared = Arc::<Shared>::clone(&self.shared);
             let processed = worker.processed;
-            // The device is passed on to the main loop, because it can only be
-            // released there.
+            // The reference to the device is passed on to the main loop,
+            // because it can only be dropped there.
             let vdev = cx.vdev.to_owned_ref();
             worker.iothread.schedule_oneshot(move || {
                 shared.exchange.process(HINTS);
@@ -152,12 +153,12 @@ impl FreePageHinting {
         }
     }
 
-    /// The I/O thread is done with elements.
+    /// The I/O thread has processed elements.
     pub fn return_processed(&self, cx: &Context<'_>) {
         if self.shared.exchange.go_on() {
             self.schedule_worker(cx);
         }
-        // If the VM was stopped meanwhile, they were returned then.
+        // If the VM was stopped meanwhile, finish() has returned them.
         if cx.vdev.vm_running() {
             self.turn(cx, Event::Notified);
         }
@@ -177,7 +178,8 @@ impl FreePageHinting {
     /// The VM is stopped: return all elements.
     fn finish(&self, cx: &Context<'_>) {
         if self.buffers.get() >= MAX_BUFFERS {
-            // There may be more in the queue
+            // There may be more elements in the queue, for which there will be
+            // no notification
             self.turn(cx, Event::Arrived);
         }
         let elements = self.shared.exchange.finish_all();
@@ -188,7 +190,7 @@ impl FreePageHinting {
             return;
         }
         for processed in elements {
-            // Each of them can cause a reset
+            // Returning an element can reset the device
             if !port.is_current() {
                 return;
             }
@@ -199,26 +201,26 @@ impl FreePageHinting {
         }
     }
 
-    /// Change the state, and tell the driver if `change` returns that it has to
-    /// be told.
+    /// Change the state, and tell the driver if `change` returns true.
     fn update(&self, cx: &Context<'_>, change: impl FnOnce(&mut Hinting) -> bool) {
         if self.shared.exchange.update(change) {
             cx.vdev.notify_config();
         }
     }
 
-    /// Migration has reached a certain point.
+    /// Migration has reached the point `reason`.
     #[doc(alias = "virtio_balloon_free_page_hint_notify")]
     pub fn precopy_notify(&self, cx: &Context<'_>, reason: PrecopyNotifyReason) {
-        // Hints are optional for migration, too.
+        // Hints are optional for migration as well.
         //
-        // Pages that were hinted are not migrated.  If the guest uses them on
-        // the destination of a postcopy migration, it requests them from the
-        // source, and is stuck until migration is over.  Therefore do not even
-        // start if postcopy is possible.
+        // Pages that were hinted are not migrated.  If the guest uses one of
+        // them on the destination of a postcopy migration, it requests the page
+        // from the source, and waits until migration is over.  Therefore no
+        // round is started if postcopy is possible.
         if !cx.vdev.has_feature(VIRTIO_BALLOON_F_FREE_PAGE_HINT) || migrate_postcopy_ram() {
-            // A driver can withdraw the feature in a round.  That must not
-            // outlast migration, which frees what hints refer to.
+            // A driver can withdraw the feature during a round.  The round must
+            // not outlast migration, which frees the data structures that hints
+            // change.
             self.update(cx, Hinting::withdraw);
             return;
         }
@@ -229,9 +231,9 @@ impl FreePageHinting {
                 free_page_hint_start();
                 self.update(cx, Hinting::request);
             }
-            // Before the device state is migrated, so that the guest reuses the
-            // pages as soon as it runs on the destination; likewise if
-            // migration has failed or was canceled.
+            // The former comes before the device state is migrated, so that the
+            // guest reuses the pages as soon as it runs on the destination; the
+            // latter also comes if migration has failed or was canceled.
             PrecopyNotifyReason::AfterBitmapSync | PrecopyNotifyReason::Cleanup => {
                 self.update(cx, Hinting::done);
             }
@@ -250,7 +252,7 @@ impl Part for FreePageHinting {
     #[doc(alias = "virtio_balloon_handle_free_page_vq")]
     fn handle(&self, cx: &Context<'_>, event: Event) {
         match event {
-            // Event::Started will come back to it
+            // Event::Started will begin a turn
             Event::Notified if !cx.vdev.vm_running() => self.turn(cx, Event::Arrived),
             Event::Stopped => {
                 self.finish(cx);

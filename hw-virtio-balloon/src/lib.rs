@@ -3,12 +3,13 @@
 //! The virtio memory balloon device (virtio 1.3, section 5.5)
 //!
 //! The driver gives pages of guest memory to the device ("inflates" the
-//! balloon), which gives them back to the host, until it is told to take fewer
-//! pages ("deflate").  The user sets the size with the `balloon` command.
-//! Besides, the driver can send statistics, hint to migration which pages are
-//! free, and report free pages for the host to reclaim.
+//! balloon), which gives them back to the host, until the driver takes them out
+//! of the balloon again ("deflates" it).  The user sets the size of the balloon
+//! with the `balloon` command.  The driver can also send statistics, hint to
+//! migration which pages are free, and report free pages for the host to
+//! reclaim.
 //!
-//! What does not depend on QEMU is in the `virtio_balloon_core` crate.
+//! The code that does not depend on QEMU is in the `virtio_balloon_core` crate.
 
 #![deny(unsafe_code)]
 
@@ -25,8 +26,8 @@ mod reporting;
 mod stats;
 mod trace;
 
-/// The core crate does not depend on QEMU, and therefore has the constants of
-/// the specification by itself.
+/// The core crate cannot use QEMU's headers, and therefore defines the
+/// constants of the specification itself.  Check that they are the same.
 const _: () = {
     use virtio::bindings;
     use virtio_balloon_core::{hinting, spec, stats};
@@ -43,5 +44,5 @@ const _: () = {
     assert!(stats::VIRTIO_BALLOON_S_NR == bindings::VIRTIO_BALLOON_S_NR as usize);
 };
 
-/// Name of the QOM type; the C implementation has the same.
+/// Name of the QOM type, which is that of the C implementation
 pub const TYPE_VIRTIO_BALLOON: &CStr = c"virtio-balloon-device";

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! Property `oom-hold-time`: when a guest has deflated the balloon because it was
-//! out of memory, do not ask it to inflate the balloon again for a while
+//! Property `oom-hold-time`: after a guest has deflated the balloon because it
+//! was out of memory, do not ask it to inflate the balloon again for some time
 
 use bql::prelude::*;
 use common::{field, Field};
@@ -11,29 +11,29 @@ use virtio_balloon_core::{oom_hold::Hold, spec::Config};
 
 use crate::part::Context;
 
-/// What the driver sees as the size that the host wants
+/// Decides what the driver sees as the target size of the balloon
 #[derive(Default)]
 pub struct OomHold {
     state: BqlRefCell<Hold>,
-    /// Pages that had left the balloon unasked when the driver last wrote its
-    /// size
+    /// How many pages had left the balloon unasked when the driver last wrote
+    /// the size
     deflated: BqlCell<u64>,
     /// How often the target was held back
     count: BqlCell<u64>,
-    /// Armed while it is
+    /// Armed while the target is held back
     timer: Timer,
 }
 
 impl OomHold {
     pub const TIMER: Field<Self, Timer> = field!(Self, timer);
 
-    /// The target that the driver is to see, in pages, if so many are in the
+    /// The target that the driver sees, in pages, if `actual` pages are in the
     /// balloon
     pub fn shown(&self, target: u32, actual: u32) -> u32 {
         self.state.borrow().shown(target, actual)
     }
 
-    /// How often a target was held back
+    /// How often the target was held back
     pub fn count(&self) -> u64 {
         self.count.get()
     }
@@ -43,9 +43,9 @@ impl OomHold {
         self.state.borrow().is_active()
     }
 
-    /// The driver has told the size of the balloon.  `unasked` are the pages that
-    /// have left the balloon unasked so far; `time` is the property, in seconds; 0
-    /// if it is off.
+    /// The driver has written the size of the balloon.  `unasked` is the number
+    /// of pages that have left the balloon unasked so far.  `time` is the value
+    /// of the property, in seconds; 0 if holds are disabled.
     pub fn size_written(&self, cx: &Context<'_>, unasked: u64, time: u32) {
         if self.deflated.replace(unasked) == unasked || time == 0 {
             return;
@@ -68,13 +68,13 @@ impl OomHold {
         }
     }
 
-    /// The user wants another size, or the device is reset: show the target.
+    /// The user has set another target, or the device is reset: end the hold.
     pub fn end(&self) {
         self.timer.delete();
         *self.state.borrow_mut() = Hold::default();
     }
 
-    /// The VM has come from another QEMU, where the driver saw `config`.
+    /// The VM was migrated; at the source, the driver saw `config`.
     pub fn post_load(&self, config: &Config, target: u32, time: u32) {
         self.end();
         if time > 0 {

@@ -2,7 +2,7 @@
 
 //! The inflate queue and the deflate queue (virtio 1.3, section 5.5.6)
 //!
-//! How elements are worked on is in [`virtio_balloon_core::pages`].
+//! [`virtio_balloon_core::pages`] has the logic.
 
 use bql::prelude::*;
 use system::largest_page_size;
@@ -23,7 +23,7 @@ use crate::{
 
 type InFlight = PageWork<VirtQueueElement>;
 
-/// The part of the device for one of the two queues
+/// The part of the device that handles one of the two queues
 pub struct PageQueue {
     direction: Direction,
     turns: Turns<InFlight>,
@@ -37,13 +37,14 @@ impl PageQueue {
         }
     }
 
-    /// Whether the driver waits for memory of the host
+    /// Whether elements are in flight because the host has no memory for them
     pub fn waits_for_memory(&self) -> bool {
         self.turns.is_blocked()
     }
 
-    /// Whether it is only known for the current element which parts of a host page
-    /// go into the balloon.  That is what C does, see `PartiallyBalloonedPage`.
+    /// Whether the parts of a host page that go into the balloon are only
+    /// remembered for the current element.  That is what C does, see
+    /// `PartiallyBalloonedPage`.
     fn keeps_elements_apart(&self, cx: &Context<'_>) -> bool {
         self.direction == Direction::Inflate && !cx.completes_host_pages()
     }
@@ -72,7 +73,8 @@ impl PagePort for PartPort<'_, PageQueue, InFlight> {
             Direction::Inflate => {
                 self.part.keeps_elements_apart(self.cx) && largest_page_size() > BALLOON_PAGE_SIZE
             }
-            // None has to wait for the memory that another one needs.
+            // Otherwise, if the host has no memory for the pages of one
+            // element, others that need less would wait, too.
             Direction::Deflate => self.cx.completes_host_pages(),
         };
         if apart {

@@ -2,12 +2,13 @@
 
 //! What the parts of the device have in common
 //!
-//! Imports go one way: the device knows its parts, and these know the guest's
-//! memory.  A part does not know the device, only a [`Context`].
+//! Imports go one way: the device imports its parts, and these import guest
+//! memory.  A part does not import the device; all that it can access of the
+//! device is in a [`Context`].
 //!
 //! # Examples
 //!
-//! A part that returns all elements as they are, as long as there is budget:
+//! A part that returns all elements as they are, as far as the budget allows:
 //!
 //! ```ignore
 //! #[derive(Default)]
@@ -57,26 +58,27 @@ use virtio_balloon_core::{
 
 use crate::guest_memory::GuestMemory;
 
-/// What the parts get to know of the device
+/// What the parts can access of the device
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
-    /// The device, as far as it is like all virtio devices
+    /// The virtio device, for what all virtio devices have in common
     pub vdev: &'a VirtIODevice,
-    /// The guest's memory, and what of it is in the balloon
+    /// The guest's memory, and which pages of it are in the balloon
     pub memory: &'a GuestMemory,
-    /// What the guest fills free pages with; 0 if it has not told
+    /// What the guest fills free pages with; 0 if it did not tell the device
     pub poison_val: &'a BqlCell<u32>,
-    /// Has all parts handle [`Event::MainLoop`]
+    /// When scheduled, has all parts handle [`Event::MainLoop`]
     pub bh: &'a BottomHalf,
-    /// Has all parts handle [`Event::Retry`]
+    /// When it expires, has all parts handle [`Event::Retry`]
     pub retry: &'a Timer,
 }
 
 impl Context<'_> {
     /// Whether a host page that is larger than a balloon page is discarded when
-    /// the last part of it goes into the balloon, whatever elements the parts are
-    /// in: the user wants that, as the feature is offered, and the driver has
-    /// promised to tell before it uses a part.
+    /// the last part of it goes into the balloon, even if the parts come from
+    /// different elements.  This needs the user to offer the feature, and the
+    /// driver to promise that it tells the device before it uses a page of the
+    /// balloon.
     pub fn completes_host_pages(&self) -> bool {
         self.vdev.has_feature(VIRTIO_BALLOON_F_MUST_TELL_HOST)
     }
@@ -86,15 +88,18 @@ impl Context<'_> {
 ///
 /// All functions are called with the big QEMU lock taken.
 pub trait Part {
-    /// Where the index of the queue is, while the device is realized and has it
+    /// The index of the queue; `None` unless the device is realized and has the
+    /// queue
     fn queue(&self) -> &BqlCell<Option<u16>>;
 
-    /// Something has happened that is a reason to look at the queue.  When the VM
-    /// is stopped, it will perhaps be migrated, and nothing may stay in flight.
+    /// Something has happened because of which the part should look at its
+    /// queue.  On [`Event::Stopped`] the VM may be migrated next, so no element
+    /// may stay in flight, except for the one with statistics, which the
+    /// destination recovers.
     fn handle(&self, cx: &Context<'_>, event: Event);
 
-    /// The queue is reset, or removed: what was taken from it must not be
-    /// returned.
+    /// The queue is reset or removed: drop all elements that were popped from
+    /// it, without returning them.
     fn drop_elements(&self);
 
     /// The device is reset.
@@ -103,7 +108,7 @@ pub trait Part {
     }
 }
 
-/// The state of a part that works in turns; `W` are the elements in flight.
+/// The state of a part that works in turns.  `W` holds the elements in flight.
 #[derive(Default)]
 pub struct Turns<W> {
     queue: BqlCell<Option<u16>>,
@@ -116,20 +121,20 @@ impl<W: Default> Turns<W> {
         &self.queue
     }
 
-    /// Whether the host could not do what was needed, and it is tried again
+    /// Whether the part waits because the host could not do what was needed
     pub fn is_blocked(&self) -> bool {
         self.engine.borrow().is_blocked()
     }
 
     /// See [`Part::drop_elements`]
     pub fn drop_elements(&self) {
-        // Not dropped while the cell is borrowed
+        // Dropping elements calls into QEMU, so the cell must not be borrowed
         let work = self.engine.borrow_mut().invalidate();
         drop(work);
     }
 }
 
-/// A part that works in turns, and what it needs for that
+/// The [`Port`] of a part that works in turns
 pub struct PartPort<'a, P, W> {
     pub part: &'a P,
     pub cx: &'a Context<'a>,
@@ -138,7 +143,7 @@ pub struct PartPort<'a, P, W> {
 }
 
 impl<'a, P, W> PartPort<'a, P, W> {
-    /// `None` if there is no queue.
+    /// Returns `None` if the part has no queue.
     pub fn new(part: &'a P, turns: &'a Turns<W>, cx: &'a Context<'a>) -> Option<Self> {
         Some(Self {
             part,

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! Memory for a guest that was reset
+//! Populates memory for a guest that was reset
 //!
-//! After a reset the balloon is empty: the guest uses all of its memory, without
-//! having told.  Host pages that come from a pool, which can be empty, have to be
-//! there before it does.  That can take long, so it is done in turns, and the VM
-//! is stopped meanwhile.
+//! After a reset the balloon is empty: the guest uses all of its memory without
+//! having told the device.  Host pages that come from a pool, which can be
+//! empty, have to be populated before that.  It can take long, so it is done in
+//! turns, and the VM is stopped meanwhile.
 
 use bql::prelude::*;
 use system::{request_vm_stop, vm_start_if_paused};
@@ -15,7 +15,7 @@ use virtio_balloon_core::budget::Budget;
 
 use crate::{guest_memory::Repopulated, part::Context};
 
-/// The state of that
+/// Whether populating is in progress
 #[derive(Default)]
 pub struct Repopulation {
     state: BqlCell<State>,
@@ -25,15 +25,17 @@ pub struct Repopulation {
 enum State {
     #[default]
     Done,
-    /// The VM is stopped until it is done.
+    /// The VM is stopped until all pages are populated.
     Stopped,
-    /// The VM is stopped until the user continues it, as the host has no memory.
+    /// The host does not have enough memory; the VM is stopped until the user
+    /// continues it.
     NoMemory,
 }
 
 impl Repopulation {
-    /// The device was reset while the VM is running, the VM begins to run, or the
-    /// next turn is due.
+    /// Populate as much as the budget allows.  Called when the device is reset
+    /// while the VM is running, when the VM is started, and when the next turn
+    /// is due.
     pub fn run(&self, cx: &Context<'_>) {
         if !cx.memory.lacks_memory() {
             return;

@@ -2,7 +2,7 @@
 
 //! Free page reporting (virtio 1.3, section 5.5.6.7)
 //!
-//! How elements are worked on is in [`virtio_balloon_core::reports`].
+//! [`virtio_balloon_core::reports`] has the logic.
 
 use bql::prelude::*;
 use system::prelude::*;
@@ -20,7 +20,7 @@ use crate::{
 
 type InFlight = ReportWork<VirtQueueElement>;
 
-/// The part of the device for reports
+/// The part of the device that handles reports
 #[derive(Default)]
 pub struct Reporting {
     turns: Turns<InFlight>,
@@ -45,16 +45,16 @@ impl Part for Reporting {
 
 impl ReportPort for PartPort<'_, Reporting, InFlight> {
     fn may_discard(&self) -> bool {
-        // A page that is discarded reads as zeroes when the guest uses it again.
-        // That is no good if somebody else is still using it, or if the guest
-        // expects to find its poison there.
+        // A page that was discarded reads as zeroes when the guest uses it
+        // again.  This would do harm if the page is pinned or needed for a
+        // snapshot, or if the guest expects its poison value there.
         !is_discard_inhibited() && self.cx.poison_val.get() == 0
     }
 
     fn range(&self, elem: &VirtQueueElement, buffer: usize) -> Option<ReportedRange> {
         let buf = elem.in_buffer(buffer)?;
-        // Anything but RAM was mapped through a bounce buffer, and fails the
-        // lookup.
+        // Anything but RAM was mapped through a bounce buffer, for which there
+        // is no block.
         let Some((block, offset)) = RamBlock::from_host(&buf.range) else {
             trace_virtio_balloon_bad_addr(buf.addr);
             return None;
@@ -65,7 +65,8 @@ impl ReportPort for PartPort<'_, Reporting, InFlight> {
         let in_block = offset
             .checked_add(len)
             .is_some_and(|end| end <= block.used_length());
-        // Ignore parts of host pages, and what exceeds the block.
+        // Ignore buffers that are not whole host pages, or that exceed the
+        // block.
         (in_block && (offset | len) & (page_size - 1) == 0).then_some(ReportedRange {
             len,
             page_size,

@@ -2,8 +2,9 @@
 
 //! Memory statistics of the guest (virtio 1.3, section 5.5.6.3)
 //!
-//! The driver makes one buffer with statistics available.  The device holds it
-//! and, when it wants new statistics, returns it; the driver fills it again.
+//! The driver makes one buffer with statistics available.  The device keeps it,
+//! and returns it when it wants new statistics; the driver then fills the
+//! buffer again.
 
 use std::{
     ffi::CStr,
@@ -22,16 +23,16 @@ use virtio_balloon_core::{
 
 use crate::part::{Context, Part};
 
-/// The part of the device for statistics
+/// The part of the device that handles statistics
 #[derive(Default)]
 pub struct GuestStats {
     queue: BqlCell<Option<u16>>,
     latest: BqlRefCell<Stats>,
-    /// The buffer that is to be returned to get new statistics
+    /// The buffer to return when new statistics are wanted
     element: BqlRefCell<Option<VirtQueueElement>>,
-    /// In seconds; 0 if statistics are not polled
+    /// Interval in seconds; 0 if statistics are not polled
     poll_interval: BqlCell<u32>,
-    /// Only armed while statistics are polled
+    /// Armed only while statistics are polled
     timer: Timer,
 }
 
@@ -68,7 +69,7 @@ impl GuestStats {
     #[doc(alias = "virtio_balloon_receive_stats")]
     fn receive(&self, vq: &VirtQueue<'_>) {
         if let Some(elem) = vq.pop() {
-            // For the user only: the guest does not see it
+            // The host's clock is fine here: only the user sees the time
             let now = SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |t| t.as_secs() as i64);
@@ -80,7 +81,7 @@ impl GuestStats {
             let old = self.element.borrow_mut().replace(elem);
             if let Some(old) = old {
                 // A driver that follows the specification does not send a
-                // second buffer before it gets back the first.
+                // second buffer before the first has been returned.
                 old.push(0);
                 vq.notify();
             }
@@ -88,16 +89,18 @@ impl GuestStats {
         self.rearm_timer();
     }
 
-    /// The VM is running, and the driver is ready; now, or since before.
+    /// The VM is running and the driver is ready.  This is also called if that
+    /// was so before.
     ///
-    /// After migration the source's buffer is still in flight, according to the
-    /// state of the queue, but the device does not have it.  The queue only
-    /// tells how many there are, and there is at most this one: go back by one
-    /// element, and take it again.
+    /// After migration, the state of the queue says that the buffer that the
+    /// source kept is in flight, but the device does not have it.  The queue
+    /// only knows how many elements are in flight, and this is the only one
+    /// that can be: go back by one element, and pop it again.
     ///
-    /// This is done right away, as C does, since the timer may expire next.  If
+    /// As in C, this is done at once, because the timer may expire next.  If
     /// the driver has made the element invalid in the meantime, the device is
-    /// broken but does not show it: the status is about to be overwritten.
+    /// marked as broken, but the status register does not show it, because it
+    /// is about to be overwritten.
     #[doc(alias = "virtio_balloon_set_status")]
     pub fn recover(&self, cx: &Context<'_>) {
         let lost = self.element.borrow().is_none();
@@ -108,7 +111,7 @@ impl GuestStats {
         }
     }
 
-    /// The time has come for new statistics.
+    /// The timer has expired: ask for new statistics.
     #[doc(alias = "balloon_stats_poll_cb")]
     pub fn poll(&self, cx: &Context<'_>) {
         if cx.vdev.has_feature(VIRTIO_BALLOON_F_STATS_VQ) {
@@ -117,7 +120,7 @@ impl GuestStats {
                 if let Some(vq) = self.vq(cx) {
                     vq.notify();
                 }
-                // receive() arms the timer when the driver has answered
+                // receive() arms the timer again
                 return;
             }
         }
@@ -138,7 +141,7 @@ impl GuestStats {
             v.visit_int(c"last-update", &mut stats.last_update)?;
             v.visit_struct(c"stats", |v| {
                 stats.iter().try_for_each(|(stat, value)| {
-                    // All bits are set if it is not known, as in C
+                    // As in C, all bits are set if the value is unknown
                     v.visit_u64(stat, &mut value.unwrap_or(u64::MAX))
                 })
             })
@@ -167,13 +170,14 @@ impl GuestStats {
         }
 
         self.poll_interval.set(value);
-        // Start with an immediate request.
+        // If polling was disabled, poll at once.
         self.set_timer(if old == 0 { 0 } else { value });
         Ok(())
     }
 }
 
-/// The next pair of tag and value.  A driver may pad the last one.
+/// The next pair of tag and value; `None` if the rest of the buffer is too
+/// short.  A driver may pad the buffer.
 fn read_stat(reader: &mut OutReader<'_>) -> Option<(u16, u64)> {
     Some((reader.read_u16()?, reader.read_u64()?))
 }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! Trace points of `hw/virtio` that the device uses, the same as in C
+//! The trace points of `hw/virtio` that the device uses; they are those of the
+//! C implementation
 //!
-//! They are generated, and the only code of the device that is allowed to be
-//! unsafe: they read flags, and call `qemu_log()`.
+//! This is generated code, and the only code of the device that is allowed to
+//! be unsafe: it reads flags, and calls `qemu_log()`.
 
 #![allow(unsafe_code)]
 

@@ -1,24 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! How elements with hints get from the main loop to the I/O thread, and back
+//! Passes elements with hints from the main loop to the I/O thread, and back
 //!
-//! The main loop [adds](HintExchange::add) elements, and [takes](HintExchange::next_processed)
-//! them when the I/O thread has [processed](HintExchange::process) them.
-//! Everything but `process()` is called by one thread at a time: with the
-//! big QEMU lock taken.
+//! The main loop [adds](HintExchange::add) elements, and
+//! [takes](HintExchange::next_processed) them when the I/O thread has
+//! [processed](HintExchange::process) them.  Only one thread at a time calls
+//! the functions other than `process()`: the one that has taken the big QEMU
+//! lock.
 //!
-//! There is one lock, which is only held for moments; in particular not while a
-//! hint is passed to migration, which can take tens of milliseconds.  Instead,
-//! the I/O thread takes the lock before *each* hint, and does not pass it on if
-//! hinting has ended, or if somebody waits for the thread.  Thus those who have
-//! to wait, because
+//! There is one lock, which is only held for a short time.  In particular, it
+//! is not held while a hint is passed to migration, which can take tens of
+//! milliseconds.  Instead, the I/O thread takes the lock before *each* hint,
+//! and does not pass the hint on if hinting has ended, or if another thread
+//! waits for the I/O thread.  There are two reasons to wait:
 //!
-//! * after [`update`](HintExchange::update) no hint may come that the previous
-//!   state has permitted; and
-//! * [`drop_all`](HintExchange::drop_all) and [`finish_all`](HintExchange::finish_all)
-//!   want all elements,
+//! * [`update`](HintExchange::update) must not return while the I/O thread
+//!   passes on a hint that only the previous state has permitted.
+//! * [`drop_all`](HintExchange::drop_all) and
+//!   [`finish_all`](HintExchange::finish_all) need the element that the I/O
+//!   thread is processing.
 //!
-//! wait for one hint, however many there are in an element.
+//! In either case, the wait is over after one hint, even if the element has
+//! more of them.
 
 use std::{
     collections::VecDeque,
@@ -28,14 +31,14 @@ use std::{
 
 use crate::hinting::Hinting;
 
-/// What an element has for the device to read
+/// What the device can read in an element
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Nothing
     None,
     /// A command ID
     Id(u32),
-    /// Something that is too short to be one
+    /// Data that is too short to be a command ID
     Bad,
 }
 
@@ -43,16 +46,16 @@ pub enum Command {
 pub trait HintElement {
     fn command(&self) -> Command;
 
-    /// Pass on the hint that a buffer is; returns false if there is no buffer
-    /// with that index.  This can take long.
+    /// Pass the buffer with this index on to migration as a hint.  Returns
+    /// false if there is no such buffer.  This can take tens of milliseconds.
     fn hint(&self, index: usize) -> bool;
 }
 
-/// An element that is to be returned
+/// An element that has to be returned to the driver
 #[derive(Debug)]
 pub struct Processed<E> {
     pub elem: E,
-    /// The driver has sent something that is too short to be a command
+    /// The element has a command that is too short
     pub bad_command: bool,
 }
 
@@ -60,7 +63,7 @@ pub struct Processed<E> {
 #[derive(Debug)]
 pub struct HintExchange<E> {
     inner: Mutex<Inner<E>>,
-    /// The I/O thread is done with an element
+    /// Notified when the I/O thread has finished an element
     finished: Condvar,
 }
 
@@ -71,13 +74,14 @@ struct Inner<E> {
     pending: VecDeque<E>,
     /// To be returned by the main loop
     done: VecDeque<Processed<E>>,
-    /// The I/O thread has been asked to look at `pending`
+    /// The I/O thread has been asked to process `pending`.
     scheduled: bool,
     /// How many elements the I/O thread has taken from `pending`
     taken: u64,
-    /// How many of these it has put into `done`: all, or all but one
+    /// How many of those elements it has put into `done`: all of them, or all
+    /// but one
     finished: u64,
-    /// Somebody waits for the I/O thread to finish an element
+    /// Another thread waits for the I/O thread to finish an element.
     waiting: bool,
 }
 
@@ -99,15 +103,15 @@ impl<E> Default for HintExchange<E> {
 }
 
 impl<E: HintElement> HintExchange<E> {
-    /// A panic would have ended QEMU.
+    /// Poisoning is ignored, because a panic ends QEMU.
     fn lock(&self) -> MutexGuard<'_, Inner<E>> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Wait until the I/O thread has finished the element that it has, if any,
-    /// for which it needs the time that a hint takes.
+    /// Wait until the I/O thread has finished the element that it is
+    /// processing, if there is one.  It takes no longer than one hint.
     fn wait<'a>(&self, mut inner: MutexGuard<'a, Inner<E>>) -> MutexGuard<'a, Inner<E>> {
-        // It may take another one before this thread runs
+        // The I/O thread may take another element before this thread runs.
         let taken = inner.taken;
         inner.waiting = true;
         while inner.finished < taken {
@@ -125,9 +129,9 @@ impl<E: HintElement> HintExchange<E> {
         self.lock().state
     }
 
-    /// Change the state, such that hinting is not going on afterwards.  When
-    /// this returns, there are no more hints to come that were permitted by the
-    /// previous state.
+    /// Change the state to one in which hints are not permitted.  When this
+    /// returns, migration does not get any more hints that the previous state
+    /// has permitted.
     // The lint does not see that wait() consumes the guard.
     #[allow(clippy::significant_drop_tightening)]
     pub fn update<R>(&self, f: impl FnOnce(&mut Hinting) -> R) -> R {
@@ -137,23 +141,24 @@ impl<E: HintElement> HintExchange<E> {
         result
     }
 
-    /// Add an element for the I/O thread.  Returns whether that has to be asked
-    /// to [`process`](Self::process).
+    /// Add an element for the I/O thread.  Returns whether the caller has to
+    /// ask the I/O thread to call [`process`](Self::process).
     pub fn add(&self, elem: E) -> bool {
         let mut inner = self.lock();
         inner.pending.push_back(elem);
         !std::mem::replace(&mut inner.scheduled, true)
     }
 
-    /// Whether the I/O thread has to be asked again, because it has returned from
-    /// [`process`](Self::process) before everything was done
+    /// Whether the caller has to ask the I/O thread again, because
+    /// [`process`](Self::process) has returned before all elements were
+    /// processed
     pub fn go_on(&self) -> bool {
         let mut inner = self.lock();
         !inner.pending.is_empty() && !std::mem::replace(&mut inner.scheduled, true)
     }
 
-    /// Process elements that are pending, at most until `hints` hints were passed
-    /// on.  To be called in the I/O thread.
+    /// Process pending elements, until at least `hints` hints have been passed
+    /// on.  Called in the I/O thread.
     pub fn process(&self, hints: usize) {
         let mut left = hints;
         while let Some(elem) = self.next(left) {
@@ -195,18 +200,18 @@ impl<E: HintElement> HintExchange<E> {
         self.finished.notify_all();
     }
 
-    /// Take the first of the elements that the I/O thread is done with.
+    /// Take the next element that the I/O thread has processed.
     pub fn next_processed(&self) -> Option<Processed<E>> {
         self.lock().done.pop_front()
     }
 
-    /// Take all elements from the I/O thread: those that it is done with, and
-    /// those that it did not begin with.
+    /// Take all elements from the I/O thread: those that it has processed, and
+    /// those that it has not begun to process.
     // The lint does not see that wait() consumes the guard.
     #[allow(clippy::significant_drop_tightening)]
     fn take_all(&self) -> (VecDeque<Processed<E>>, VecDeque<E>) {
         let mut inner = self.lock();
-        // It must not begin with another one
+        // The I/O thread must not begin with another element.
         let pending = take(&mut inner.pending);
         let mut inner = self.wait(inner);
         (take(&mut inner.done), pending)
@@ -217,9 +222,10 @@ impl<E: HintElement> HintExchange<E> {
         drop(self.take_all());
     }
 
-    /// Take all elements from the I/O thread, in the order in which they came.
-    /// Those that it did not process are processed now, but hints are optional,
-    /// so do not wait for migration to take them.
+    /// Take all elements from the I/O thread, in the order in which they were
+    /// added.  This thread reads the commands of those that were not
+    /// processed.  It does not pass on their hints, because they are optional,
+    /// and migration could take long.
     pub fn finish_all(&self) -> VecDeque<Processed<E>> {
         let (mut done, pending) = self.take_all();
         done.extend(pending.into_iter().map(|elem| {
@@ -289,7 +295,7 @@ mod tests {
         for _ in 0..3 {
             assert!(!add(Command::None, 4));
         }
-        // whole elements only
+        // elements are not divided
         exchange.process(5);
         assert_eq!(hints.get(), 8);
         assert!(exchange.go_on());
@@ -309,11 +315,11 @@ mod tests {
 
         exchange.update(Hinting::request);
         let id = exchange.state().cmd_id();
-        // the first one asks for the I/O thread
+        // only the first element needs the I/O thread to be asked
         assert!(add(Command::None, 5));
         assert!(!add(Command::Id(id), 0));
         assert!(!add(Command::None, 1024));
-        // hints can be in the same element
+        // an element can have both a command and hints
         assert!(!add(Command::Id(0), 7));
         let take = || std::iter::from_fn(|| exchange.next_processed()).collect::<Vec<_>>();
         assert!(take().is_empty());
@@ -331,7 +337,8 @@ mod tests {
         assert_eq!(bad.iter().filter(|p| p.bad_command).count(), 1);
         assert!(bad[1].bad_command);
 
-        // what is left over is read, but not hinted
+        // the commands of the remaining elements are read, but their hints are
+        // not passed on
         assert!(add(Command::None, 2));
         assert!(!add(Command::Bad, 2));
         assert!(!add(Command::Id(0), 2));
@@ -342,7 +349,7 @@ mod tests {
         );
         assert_eq!(exchange.state().status(), HintStatus::Stop);
 
-        // the I/O thread was asked, and finds nothing
+        // the I/O thread was asked, but finds no element
         assert!(!add(Command::None, 2));
         exchange.drop_all();
         exchange.process(usize::MAX);

@@ -2,16 +2,15 @@
 
 //! The state machine of free page hinting (virtio 1.3, section 5.5.6.5)
 //!
-//! Migration asks for hints, by putting a command ID into the configuration
-//! space; the driver repeats the ID in the queue, and then adds blocks of free
-//! pages; migration (or the driver) ends the round.  Finally migration lets the
-//! driver have its pages back.
+//! Migration requests hints: the device puts a command ID into the
+//! configuration space.  The driver repeats the ID in the queue, and then adds
+//! blocks of free pages.  Migration or the driver ends the round.  Finally,
+//! migration lets the driver have its pages back.
 //!
 //! The ID stays in the configuration space until the round ends, as hints are
-//! only valid while it is the one that the driver has repeated (section
-//! 5.5.6.5.2).  Linux reads it when it gets a configuration change interrupt, for
-//! whatever reason: it goes on if the ID is the same, and ends the round
-//! otherwise.
+//! only valid while the ID there is the one that the driver has repeated
+//! (section 5.5.6.5.2).  Linux reads the ID at each configuration change
+//! interrupt, and ends the round unless it is still the same.
 
 /// In the configuration space: the driver should stop hinting
 pub const VIRTIO_BALLOON_CMD_ID_STOP: u32 = 0;
@@ -20,7 +19,7 @@ pub const VIRTIO_BALLOON_CMD_ID_DONE: u32 = 1;
 /// The smallest ID of a round; smaller ones are reserved
 pub const CMD_ID_MIN: u32 = 0x8000_0000;
 
-/// What hinting is doing.  The numbers are used in the migration stream.
+/// The state of a round.  The numbers are part of the migration stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u32)]
 pub enum HintStatus {
@@ -66,9 +65,9 @@ impl Default for Hinting {
 }
 
 impl Hinting {
-    /// The state with which a VM arrives by migration: hints are for the source,
-    /// so if a round was going on there, it has ended.  (Sources set
-    /// [`HintStatus::Done`] before they send the state.)
+    /// The state after migration.  Hints are for the source, so a round that
+    /// was going on there has ended.  (Sources set [`HintStatus::Done`] before
+    /// they send the state.)
     pub fn arrive(status: HintStatus, cmd_id: u32) -> Self {
         let mut this = Self { status, cmd_id };
         this.withdraw();
@@ -85,7 +84,7 @@ impl Hinting {
         self.cmd_id
     }
 
-    /// Whether hints from the driver belong to the current round.
+    /// Whether hints from the driver belong to the current round
     pub fn is_hinting(&self) -> bool {
         self.status == HintStatus::Start
     }
@@ -99,15 +98,16 @@ impl Hinting {
         }
     }
 
-    /// Migration wants hints: begin a new round.  Returns whether the driver has
-    /// to be told, which is always the case.
+    /// Migration wants hints: begin a new round.  Returns true, because the
+    /// driver always has to be told.
     pub fn request(&mut self) -> bool {
         self.cmd_id = self.cmd_id.checked_add(1).unwrap_or(CMD_ID_MIN);
         self.status = HintStatus::Requested;
         true
     }
 
-    /// Hints are no longer of use.  Returns whether the driver has to be told.
+    /// Migration does not need hints any longer.  Returns whether the driver
+    /// has to be told.
     pub fn stop(&mut self) -> bool {
         self.set_status(HintStatus::Stop)
     }
@@ -117,8 +117,8 @@ impl Hinting {
         self.set_status(HintStatus::Done)
     }
 
-    /// The driver does not want to hint anymore, or migration does not want
-    /// hints: end the round, if there is one.  Returns whether there was.
+    /// The driver has withdrawn the feature, or migration does not want hints:
+    /// end the round, if there is one.  Returns whether there was one.
     pub fn withdraw(&mut self) -> bool {
         matches!(self.status, HintStatus::Requested | HintStatus::Start) && self.stop()
     }
@@ -127,10 +127,10 @@ impl Hinting {
         std::mem::replace(&mut self.status, status) != status
     }
 
-    /// The driver has sent a command ID: that of the round which was requested,
-    /// to start it; or, anything, to end the current one.  Stopping only when
-    /// hinting has started avoids that a stale stop of the previous round has
-    /// an effect on the next.
+    /// The driver has sent a command ID.  The ID of the requested round starts
+    /// that round; while a round is active, any ID ends it.  Other IDs have no
+    /// effect, so that a late stop of the previous round does not end the next
+    /// one.
     pub fn command(&mut self, id: u32) {
         match self.status {
             HintStatus::Requested if id == self.cmd_id => self.status = HintStatus::Start,
@@ -248,13 +248,13 @@ mod tests {
         Request,
         Stop,
         Done,
-        /// The driver repeats the ID that it has been shown last
+        /// The driver repeats the ID of the last round
         Repeat,
-        /// ... or the one before that
+        /// The driver repeats the ID of the round before the last
         Stale,
-        /// ... or ends the round
+        /// The driver sends the ID that ends a round
         End,
-        /// To another QEMU
+        /// The VM is migrated
         Migrate,
     }
 
@@ -268,17 +268,17 @@ mod tests {
         Event::Migrate,
     ];
 
-    /// Hinting as the specification tells it, from the history of events rather
-    /// than with states
+    /// Hinting as the specification describes it: computed from the history of
+    /// events, instead of with a state machine
     #[derive(Clone)]
     struct Model {
         /// IDs of all rounds that were requested
         rounds: Vec<u32>,
-        /// Whether the driver has begun the last one
+        /// Whether the driver has started the last round
         begun: bool,
-        /// Whether it is over, for whatever reason
+        /// Whether the last round is over, for any reason
         over: bool,
-        /// Whether pages can be reused
+        /// Whether the driver can reuse the pages
         released: bool,
     }
 
@@ -356,13 +356,14 @@ mod tests {
                     Event::Done => h.done(),
                     Event::Repeat | Event::Stale | Event::End => {
                         h.command(id);
-                        // The driver knows what it has done
+                        // The driver need not be told of what it has done
+                        // itself
                         true
                     }
                     Event::Migrate => {
                         let status = HintStatus::try_from(h.status() as u32).unwrap();
                         h = Hinting::arrive(status, h.cmd_id());
-                        // A round does not go on over migration
+                        // Migration ends the round without telling the driver
                         true
                     }
                 };
@@ -373,8 +374,9 @@ mod tests {
             .sum()
     }
 
-    /// All sequences of events, up to a length that covers two rounds, from the
-    /// initial state and from where the IDs wrap
+    /// Tries all sequences of 6 events, which are enough for two rounds,
+    /// beginning with the initial state and with one in which the IDs are about
+    /// to wrap.
     #[test]
     fn exhaustive() {
         for last in [CMD_ID_MIN, u32::MAX - 1] {

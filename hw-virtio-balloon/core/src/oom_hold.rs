@@ -1,27 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! What to do if the guest takes pages out of the balloon because it runs out of
-//! memory, while the host wants them to be there
+//! How long to hold back the target when the guest deflates the balloon because
+//! it is out of memory, although the host wants the pages to stay there
 //!
-//! Linux inflates the balloon until it has the size that the configuration space
-//! shows.  If it cannot have that size without running out of memory, it deflates
-//! the balloon again, and so on, for ever.  Optionally, the device shows the size
-//! that the guest was able to reach instead of the target for some time, so that
-//! the guest comes to rest.
+//! Linux inflates the balloon until it has the size that the configuration
+//! space shows.  If the guest runs out of memory before that, it deflates the
+//! balloon, inflates it again, and so on without end.  If the user has
+//! configured a hold, the device does not show the target for some time, but
+//! the size that the guest was able to reach, so that the guest stops
+//! inflating.
 
-/// The longest time is this times the configured one.
+/// The longest hold, as a multiple of the configured time
 const MAX_FACTOR: u32 = 64;
 
-/// Whether the target is being held back.  All times are in milliseconds, of a
-/// clock that stands still while the VM does.
+/// The state of the hold.  All times are in milliseconds, of a clock that stops
+/// while the VM is stopped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hold {
-    /// When the target is to be shown again, if it is not now
+    /// When the hold ends; `None` if the target is not held back
     until: Option<u64>,
-    /// How long the latest hold took, as a multiple of the configured time; 0 if
-    /// there was none since the target was set
+    /// The duration of the latest hold as a multiple of the configured time; 0
+    /// if there was no hold since the target was set
     factor: u32,
-    /// When the latest one ended
+    /// When the latest hold ended
     ended: u64,
 }
 
@@ -31,7 +32,7 @@ impl Hold {
         self.until.is_some()
     }
 
-    /// The size of the balloon that the driver is to see as its target, in pages
+    /// The size of the balloon that the driver sees as its target, in pages
     pub fn shown(&self, target: u32, actual: u32) -> u32 {
         if self.is_active() {
             target.min(actual)
@@ -40,12 +41,12 @@ impl Hold {
         }
     }
 
-    /// The balloon has become smaller without having been asked to.  `time` is
-    /// the configured one.  Returns when the hold ends.
+    /// The balloon has become smaller although the host did not ask for that.
+    /// `time` is the configured time.  Returns when the hold ends.
     ///
-    /// If the guest deflates during a hold, that begins again.  If it does after
-    /// one, before as much time has passed as that took, the next one takes twice
-    /// the time.
+    /// If the guest deflates the balloon during a hold, the hold starts again.
+    /// If the guest does so after a hold, and no more time has passed than the
+    /// hold took, the next hold takes twice as long.
     pub fn deflated(&mut self, now: u64, time: u64) -> u64 {
         if !self.is_active() {
             let again = now < self.ended.saturating_add(self.duration(time));
@@ -64,7 +65,8 @@ impl Hold {
         time.saturating_mul(self.factor.into())
     }
 
-    /// Time has passed.  Returns whether the target has to be shown again.
+    /// The timer has expired.  Returns whether the driver has to be shown the
+    /// target again.
     pub fn elapsed(&mut self, now: u64) -> bool {
         let over = self.until.is_some_and(|until| until <= now);
         if over {
@@ -74,9 +76,9 @@ impl Hold {
         over
     }
 
-    /// The VM comes from another QEMU, where the driver saw `shown` as its
-    /// target.  It tells whether there was a hold, but not since when, so that
-    /// it begins again.  Returns when it ends.
+    /// The VM was migrated; at the source, the driver saw `shown` as its
+    /// target.  That tells whether there was a hold, but not when it began, so
+    /// it starts again.  Returns when it ends.
     pub fn arrive(
         &mut self,
         shown: u32,
@@ -102,7 +104,7 @@ mod tests {
 
         assert_eq!(hold.deflated(1000, 500), 1500);
         assert_eq!(hold.shown(100, 60), 60);
-        // less than what the guest has in the balloon is always shown
+        // a target below the size of the balloon is always shown
         assert_eq!(hold.shown(50, 60), 50);
         assert!(!hold.elapsed(1499));
         assert!(hold.is_active());
@@ -124,7 +126,7 @@ mod tests {
             assert!(hold.elapsed(now));
             now += 10 * factor - 1;
         }
-        // not soon enough
+        // more time has passed than the hold took
         now += 1;
         assert_eq!(hold.deflated(now, 10), now + 10);
     }
@@ -150,7 +152,7 @@ mod tests {
         assert!(!hold.is_active());
         assert_eq!(hold.arrive(60, 100, 60, 7, 10), Some(17));
         assert_eq!(hold.shown(100, 60), 60);
-        // Neither does it last over the next migration
+        // A hold at the destination is not kept after another migration either
         assert_eq!(hold.arrive(100, 100, 60, 7, 10), None);
         assert!(!hold.is_active());
     }

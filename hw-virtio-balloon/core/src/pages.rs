@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! Pages that go into the balloon, or leave it
+//! Pages that go into the balloon or leave it
 //!
-//! All elements that the driver has made available are worked on together: their
-//! PFNs become runs of consecutive pages, which are discarded as a whole, and only
-//! then the elements are returned, in the order in which they came.
+//! The elements that the driver has made available are worked on together:
+//! their PFNs become runs of consecutive pages, and each run is discarded as a
+//! whole.  Only then are the elements returned, in the order in which they were
+//! popped.
 
 use std::ops::AddAssign;
 
@@ -15,7 +16,7 @@ use crate::{
     spec::BALLOON_PAGE_SIZE,
 };
 
-/// What became of pages
+/// How many pages were RAM, and how many were not
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Pages that are RAM
@@ -33,15 +34,15 @@ impl AddAssign for Tally {
 
 /// The inflate queue or the deflate queue
 pub trait PagePort: Port {
-    /// How many elements may be worked on together.  If what is known of large
-    /// host pages is only good for a single element, that is one.
+    /// How many elements may be worked on together.  This has to be 1 if the
+    /// parts of a large host page are only remembered for one element.
     fn batch(&self) -> usize {
         self.capacity()
     }
 
-    /// Read PFNs of an element, at most `max`, from a position on that is in
-    /// bytes.  Returns the position behind the last of them, or `None` if there
-    /// are no more.
+    /// Read up to `max` PFNs of an element, beginning at `position` (in
+    /// bytes).  Returns the position after the last PFN that was read, or
+    /// `None` if the element has no more PFNs.
     fn read_pfns(
         &self,
         elem: &Self::Element,
@@ -51,16 +52,17 @@ pub trait PagePort: Port {
     ) -> Option<usize>;
 
     /// Discard pages, or populate those that leave the balloon, and charge the
-    /// budget for the ranges of guest memory that they consist of.  The elements
-    /// that they are from have so many PFNs, or more.  Returns `None` if the host
-    /// has no memory for all of them at the moment; then it will be tried again
-    /// with the same ones, and others.
+    /// budget for the ranges of guest memory that they consist of.  No element
+    /// that the pages come from has more than `pfns` PFNs.  Returns `None` if
+    /// the host does not have enough memory to populate all pages; the same
+    /// pages are then tried again in a later turn.
     fn discard(&self, pfns: usize, pieces: &mut Pieces<'_>, budget: &mut Budget) -> Option<Tally>;
 
-    /// A batch of elements is about to be returned.
+    /// All pages of a batch of elements are done, and the elements are about to
+    /// be returned.
     fn completed(&self, tally: Tally);
 
-    /// A batch of elements is not worked on any more: it is about to be returned,
+    /// The work on a batch of elements has ended: they are about to be returned
     /// or put back.
     fn ended(&self);
 }
@@ -68,17 +70,17 @@ pub trait PagePort: Port {
 /// The elements that are being worked on
 #[derive(Debug)]
 pub struct PageWork<E> {
-    /// Elements of which all PFNs are in `runs`, in the order in which they were
-    /// popped
+    /// Elements of which all PFNs are in `runs`, in the order in which they
+    /// were popped
     complete: Vec<E>,
-    /// The last element, if there was no room for all of its PFNs, and the
-    /// number of bytes of it that are in `runs`
+    /// The last element, if the budget was not enough for all of its PFNs, and
+    /// the number of bytes of it that were read
     unfinished: Option<(E, usize)>,
-    /// An element was divided, so that `runs` only has a part of its PFNs
+    /// The PFNs of one of the elements did not all fit into `runs`.
     divided: bool,
     /// Disjoint, in ascending order
     runs: Runs,
-    /// Which of them are done
+    /// How many of the pages in `runs` are done
     done: Position,
     tally: Tally,
 }
@@ -147,11 +149,10 @@ impl<E, P: PagePort<Element = E>> Work<P> for PageWork<E> {
 }
 
 impl<E> PageWork<E> {
-    /// Take elements from the queue, as many as there is budget for, and make runs
-    /// of their PFNs.
+    /// Pop elements as far as the budget allows, and make runs of their PFNs.
     fn collect<P: PagePort<Element = E>>(&mut self, port: &P, budget: &mut Budget) {
-        // The driver can make more elements available than the queue has room
-        // for, by reusing descriptors that were not returned yet.
+        // By reusing descriptors that were not returned yet, the driver can
+        // make more elements available than the queue has room for.
         let batch = port.batch().min(port.capacity());
         let mut unfinished = self.unfinished.take();
         while let Some((elem, position)) = unfinished.take().or_else(|| {
@@ -183,19 +184,19 @@ impl<E> PageWork<E> {
         self.runs.merge();
     }
 
-    /// Return the elements of which all pages are done.
+    /// All runs are done: return the elements, unless they have more PFNs.
     fn complete<P: PagePort<Element = E>>(&mut self, port: &P) {
         self.runs.clear();
         self.done = Position::default();
         if self.complete.is_empty() {
-            // A part of a large element
+            // The runs were a part of one large element, which has more PFNs.
             return;
         }
         self.divided = self.unfinished.is_some();
         port.completed(std::mem::take(&mut self.tally));
         port.ended();
         for elem in self.complete.drain(..) {
-            // Any of these can reset the device
+            // Returning an element can reset the device.
             if !port.is_current() {
                 return;
             }
@@ -212,7 +213,7 @@ impl<E> PageWork<E> {
 struct Position {
     /// The first run that is not done
     run: usize,
-    /// How many pages of that run are done; less than all of them
+    /// How many pages of that run are done; fewer than it has
     pages: u32,
 }
 
@@ -230,10 +231,11 @@ impl Pieces<'_> {
             return None;
         }
         let run = self.runs.get(self.done.run)?;
-        // Does not overflow: less than the whole run is done
+        // This cannot overflow, because the run has more pages than are done.
         let first = run.first + self.done.pages;
         let end = u64::from(first) + budget.piece() / BALLOON_PAGE_SIZE;
-        // Divide it where a huge page ends, if one does
+        // Divide the run at the end of a huge page, if there is one in the
+        // piece.
         let aligned = end - end % (budget.align / BALLOON_PAGE_SIZE);
         let end = if aligned > u64::from(first) {
             aligned

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! Pages that the driver reports to be free
+//! Free page reporting: pages that the driver reports as free
 //!
-//! Unlike in the page queues, an element can consist of memory of any size; so
-//! it is returned as soon as it is done, before the next one is looked at.
+//! Unlike an element of the page queues, a report can cover any amount of
+//! memory.  Therefore an element is returned before the next one is popped.
 
 use crate::{
     budget::Budget,
     engine::{Phase, Port, Progress, Work},
 };
 
-/// What can be discarded of a buffer: all or nothing
+/// A buffer that can be discarded
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReportedRange {
     /// Size of the buffer in bytes; a multiple of `page_size`
@@ -21,14 +21,14 @@ pub struct ReportedRange {
     pub cheap: bool,
 }
 
-/// A piece of a buffer for which there is a [`ReportedRange`]
+/// A piece of a buffer that can be discarded
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
-    /// Which buffer of the element
+    /// Index of the buffer in the element
     pub buffer: usize,
-    /// In bytes, from the start of the buffer
+    /// Offset in the buffer, in bytes
     pub offset: u64,
-    /// In bytes
+    /// Length in bytes
     pub len: u64,
 }
 
@@ -37,11 +37,11 @@ pub trait ReportPort: Port {
     /// Whether reported pages may be discarded at the moment
     fn may_discard(&self) -> bool;
 
-    /// What can be discarded of a buffer; `None` if it does not consist of whole
-    /// host pages of RAM.
+    /// Describe a buffer; `None` if it cannot be discarded because it does not
+    /// consist of whole host pages of RAM.
     fn range(&self, elem: &Self::Element, buffer: usize) -> Option<ReportedRange>;
 
-    /// Discard pieces of buffers, of which offsets and lengths are multiples of
+    /// Discard pieces of buffers.  Their offsets and lengths are multiples of
     /// the host page size.
     fn discard(&self, elem: &Self::Element, pieces: &[Piece]);
 }
@@ -52,7 +52,7 @@ pub struct ReportWork<E> {
     current: Option<E>,
     /// The next buffer of the element
     buffer: usize,
-    /// The bytes of that buffer that are done
+    /// How many bytes of that buffer are done
     done: u64,
 }
 
@@ -77,7 +77,8 @@ impl<E, P: ReportPort<Element = E>> Work<P> for ReportWork<E> {
         if self.current.is_none() {
             return Progress::Idle;
         }
-        // Reports are only hints, so when the VM is stopped forget the rest.
+        // The device need not discard what is reported.  When the VM is
+        // stopped, return the element without discarding the rest.
         let done = port.is_current() && (phase == Phase::Finish || self.discard(port, budget));
         if done && port.is_current() {
             if let Some(elem) = std::mem::take(self).current {
@@ -102,8 +103,8 @@ impl<E, P: ReportPort<Element = E>> Work<P> for ReportWork<E> {
 }
 
 impl<E> ReportWork<E> {
-    /// Discard buffers, as far as the budget allows.  Returns whether all are
-    /// done.
+    /// Discard buffers, as far as the budget allows.  Returns whether all
+    /// buffers are done.
     fn discard<P>(&mut self, port: &P, budget: &mut Budget) -> bool
     where
         P: ReportPort<Element = E>,
@@ -122,7 +123,7 @@ impl<E> ReportWork<E> {
             let (len, page_size) = range.map_or((0, 1), |r| (r.len, r.page_size));
             let cheap = range.is_some_and(|r| r.cheap);
             let left = len.saturating_sub(self.done);
-            // of whole host pages, at least one
+            // a multiple of the host page size, at least one host page
             let piece = (budget.piece() & !(page_size - 1)).max(page_size).min(left);
 
             budget.charge_range(piece, cheap);

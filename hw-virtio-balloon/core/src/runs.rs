@@ -2,9 +2,9 @@
 
 //! Runs of consecutive pages
 //!
-//! The host discards a large range of memory for little more than the price of
-//! one page, while drivers send page frame numbers one by one: Linux descending,
-//! as they come from its buddy allocator.
+//! The host needs hardly more time to discard a large range of memory than to
+//! discard one page, but drivers send one PFN for each page.  Linux sends them
+//! in descending order, as they come from its buddy allocator.
 
 /// Pages with consecutive PFNs, `first` to `last` inclusive
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,12 +24,12 @@ impl Run {
 
 /// Collects PFNs and makes runs of them.
 ///
-/// PFNs that extend the latest run, at either end, are merged with it at once;
-/// so, with the drivers that exist, there is not much left to sort.
+/// A PFN that extends the latest run, at either end, is merged with it at
+/// once.  With the drivers that exist, this leaves few runs to sort.
 #[derive(Debug, Default)]
 pub struct Runs {
     runs: Vec<Run>,
-    /// For sorting
+    /// A buffer for radix_sort(), kept to avoid allocations
     scratch: Vec<Run>,
     pfns: usize,
 }
@@ -37,15 +37,16 @@ pub struct Runs {
 const DIGIT_BITS: u32 = 11;
 const DIGITS: usize = 1 << DIGIT_BITS;
 
-/// From this number of runs on, radix sort is faster than comparing.  With PFNs in
-/// random order there are as many runs as pages; for 32,768 of them it takes 5
-/// instead of 13 ns for each, out of 80 to 110 ns/page that the device takes where
-/// the host has little to do (private memory that is deflated, hugetlbfs).
+/// From this number of runs on, radix sort is faster than a sort by
+/// comparison.  If the PFNs are in random order, there are as many runs as
+/// pages: with 32,768 of them, radix sort takes 5 ns for each page instead of
+/// 13.  Where the host has little to do (deflating private memory, hugetlbfs),
+/// the device takes 80 to 110 ns for each page in total.
 const RADIX_SORT_MIN: usize = 1024;
 
-/// Sort by `first`, least significant digit first.  Digits in which the runs do
-/// not differ are skipped, so it takes two passes if the guest's memory is less
-/// than 16 GiB.
+/// Sort by `first`, beginning with the least significant digit.  Digits in
+/// which no two runs differ are skipped, so there are two passes if the guest
+/// has less than 16 GiB of memory.
 fn radix_sort(runs: &mut Vec<Run>, scratch: &mut Vec<Run>) {
     let (all, any) = runs.iter().fold((u32::MAX, 0), |(all, any), run| {
         (all & run.first, any | run.first)
@@ -69,7 +70,7 @@ fn radix_sort(runs: &mut Vec<Run>, scratch: &mut Vec<Run>) {
         scratch.clone_from(runs);
         for run in scratch.iter() {
             let position = &mut positions[digit(run)];
-            // There is a position for each run, because they were counted
+            // In bounds, because each run was counted above
             runs[*position] = *run;
             *position += 1;
         }
@@ -78,7 +79,7 @@ fn radix_sort(runs: &mut Vec<Run>, scratch: &mut Vec<Run>) {
 
 impl Runs {
     /// Add a page.
-    // called for each page, from another crate
+    // inline because another crate calls it for each page
     #[inline]
     pub fn push(&mut self, pfn: u32) {
         self.pfns += 1;
@@ -116,7 +117,7 @@ impl Runs {
             radix_sort(&mut self.runs, &mut self.scratch);
         }
         self.runs.dedup_by(|next, run| {
-            // `next` follows `run`, and is removed if it was merged with it
+            // `next` comes after `run`, and is removed if this returns true
             let joined = next.first <= run.last || next.first - run.last == 1;
             if joined {
                 run.last = run.last.max(next.last);
@@ -204,7 +205,7 @@ mod tests {
         assert!(r.as_slice().is_empty());
     }
 
-    /// Against a set of single pages
+    /// Compares with a set of single pages.
     #[test]
     fn same_as_single_pages() {
         let mut rng = Rng(1);
@@ -212,7 +213,7 @@ mod tests {
             let space = 1 + rng.below(600);
             let base = if round % 2 == 0 { 0 } else { u32::MAX - space };
             let mut pfns = Vec::new();
-            // now and then so many that radix sort is used
+            // in some rounds, enough runs for radix sort
             let many = if round % 100 == 0 { 4000 } else { 0 };
             for _ in 0..rng.below(40) + many {
                 let (first, len) = (rng.below(space), 1 + rng.below(20));
@@ -228,7 +229,7 @@ mod tests {
             let runs = runs(pfns);
             let expanded: Vec<u32> = runs.iter().flat_map(|&(a, b)| a..=b).collect();
             assert!(expanded.iter().eq(&set));
-            // and there are no more runs than necessary
+            // no two runs can be merged
             let gaps = runs.windows(2).all(|w| w[1].0 - w[0].1 > 1);
             assert!(gaps, "{runs:?}");
         }

@@ -86,9 +86,9 @@ pub struct Config {
 
 /// Size of the configuration space in bytes.
 ///
-/// The configuration space is migrated, and its size has to match.  It
-/// therefore ends before the first field that none of the offered features
-/// needs.
+/// The configuration space is a part of the migration stream, which must not
+/// change for devices without the optional features.  Therefore fields at the
+/// end are left out if no feature that is offered needs them.
 pub const fn config_size(host_features: u32) -> usize {
     if includes(host_features, VIRTIO_BALLOON_F_PAGE_POISON) {
         END

@@ -4,11 +4,12 @@
 
 use std::ffi::CStr;
 
-/// Number of statistics that are known
+/// Number of statistics that the specification defines
 pub const VIRTIO_BALLOON_S_NR: usize = 16;
 
-/// The most entries that are read from a buffer.  A driver sends each
-/// statistic once, while a buffer can be as large as the guest's memory.
+/// The most entries that the device reads from a buffer.  A driver needs one
+/// entry for each statistic, but a buffer can be as large as the guest's
+/// memory.
 pub const MAX_ENTRIES: usize = 1024;
 
 /// Names of the statistics in the `guest-stats` property; the index is the tag
@@ -35,9 +36,10 @@ pub const NAMES: [&CStr; VIRTIO_BALLOON_S_NR] = [
 /// The latest statistics of the guest
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stats {
-    /// `None` if the driver did not provide it
+    /// A statistic is `None` if the driver did not send it.
     values: [Option<u64>; VIRTIO_BALLOON_S_NR],
-    /// When the guest has sent them, in seconds since the epoch; 0 if never
+    /// When the driver sent them, in seconds since the Unix epoch; 0 if it
+    /// never did
     pub last_update: i64,
 }
 
@@ -52,9 +54,10 @@ impl Default for Stats {
 
 impl Stats {
     /// Replace all values with what the driver sent: pairs of tag and value.
-    /// Unknown tags are ignored, for they may come from a newer driver; the
-    /// last one wins if there are several with the same tag.  Whatever is not
-    /// mentioned is not known any more.  Only looks at the first [`MAX_ENTRIES`].
+    /// Unknown tags, which may come from a newer driver, are ignored.  If a tag
+    /// occurs more than once, the last value counts.  Statistics that are
+    /// missing become unknown.  Only the first [`MAX_ENTRIES`] entries are
+    /// read.
     pub fn update(&mut self, entries: impl IntoIterator<Item = (u16, u64)>, now: i64) {
         self.values = [None; VIRTIO_BALLOON_S_NR];
         for (tag, value) in entries.into_iter().take(MAX_ENTRIES) {
@@ -71,8 +74,8 @@ impl Stats {
     }
 }
 
-/// Check a new value of `guest-stats-polling-interval`, which is in seconds;
-/// 0 means that statistics are not polled.
+/// Check a new value of `guest-stats-polling-interval`, in seconds; 0 disables
+/// polling.
 ///
 /// # Errors
 ///

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! The size of the balloon: what the user wants it to be, and what the driver says
-//! that it is
+//! The size of the balloon: the one that the user wants, and the one that the
+//! driver reports
 
 use system::{prelude::*, send_balloon_change};
 use util::prelude::*;
@@ -33,7 +33,8 @@ impl VirtIOBalloon {
             .with_deflation(|deflation| deflation.unasked(now))
     }
 
-    /// The balloon has a size that is not due to the driver.
+    /// The size of the balloon has changed, but not because the driver inflated
+    /// or deflated it.
     pub(super) fn restart_deflation(&self, size: u32) {
         let target = self.num_pages.get();
         self.memory
@@ -42,7 +43,8 @@ impl VirtIOBalloon {
 
     pub(super) fn get_config(&self, data: &mut [u8]) {
         let (target, actual) = (self.num_pages.get(), self.actual.get());
-        // While a legacy driver writes it byte by byte, it may be larger than that.
+        // `actual` can be too large while a legacy driver writes it byte by
+        // byte.
         let size = actual.min(self.memory.with_deflation(|d| d.level()));
         let config = Config {
             num_pages: self.oom_hold.shown(target, size),
@@ -88,8 +90,8 @@ impl BalloonDevice for VirtIOBalloon {
             self.num_pages.set(pages);
             self.memory.with_deflation(|d| d.target_changed(pages));
             self.oom_hold.end();
-            // If the VM is migrated before the driver has read this, it is not to
-            // look like a hold.
+            // Otherwise, if the VM is migrated before the driver reads the new
+            // target, the destination mistakes the old one for a hold.
             self.update_last_config();
             self.notify_config();
         }

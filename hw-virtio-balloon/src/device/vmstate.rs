@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! Migration format; the same as that of the C implementation
+//! Migration format, which is that of the C implementation
 
 use ::migration::{prelude::*, Infallible};
 use virtio::prelude::*;
@@ -13,8 +13,9 @@ use super::VirtIOBalloon;
 impl VirtIOBalloon {
     fn post_load(&self, _version_id: u8) -> Result<(), Infallible> {
         self.stats.rearm_timer();
-        // A hold is not migrated, as C does not know it; but the copy of the
-        // configuration space that is migrated shows it.
+        // A hold is not migrated, because the migration format of C has no room
+        // for it.  But what the driver saw as its target is a part of the
+        // configuration space that is migrated.
         let config = Config::read_from(&self.last_config());
         self.oom_hold
             .post_load(&config, self.num_pages.get(), self.oom_hold_time);
@@ -34,7 +35,7 @@ impl VirtIOBalloon {
 
 static VMSTATE_FREE_PAGE_HINT: VMStateDescription<VirtIOBalloon> =
     VMStateDescriptionBuilder::<VirtIOBalloon>::new()
-        // hinting was once called reporting
+        // free page hinting was once called free page reporting
         .name(c"virtio-balloon-device/free-page-report")
         .version_id(1)
         .minimum_version_id(1)

@@ -1,26 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! What the I/O thread does with hints
+//! The state that the main loop and the I/O thread share
 //!
 //! # Threads
 //!
-//! Passing a hint to migration waits for a lock that the migration thread holds
-//! while it sends pages, which can take tens of milliseconds.  That is why the
-//! user has to provide an I/O thread: it does the waiting, instead of the main
-//! loop with the big QEMU lock.
+//! Passing a hint to migration waits for a lock.  The migration thread holds
+//! that lock while it sends pages, which can take tens of milliseconds.  The
+//! user has to provide an I/O thread so that it waits, and not the main loop
+//! with the big QEMU lock.
 //!
-//! The I/O thread does nothing else, and never takes the big QEMU lock.  It has
-//! access to [`Shared`] only: the state of hinting, and the elements that were
-//! taken from the queue.  The main loop takes the elements from the queue and
-//! returns them.  So the queue and the device are only ever accessed with the
-//! big QEMU lock taken; and a driver that places its buffers in device memory,
-//! which has to be accessed with that lock, cannot cause a deadlock.
+//! For this device, the I/O thread does nothing but process hints, and it never
+//! takes the big QEMU lock.  It only has access to [`Shared`]: the state of
+//! hinting, and the elements that were popped from the queue.  The main loop
+//! pops the elements from the queue and returns them.  Thus the queue and the
+//! device are only accessed with the big QEMU lock taken.  A driver that places
+//! its buffers in device memory, which can only be accessed with that lock,
+//! cannot cause a deadlock.
 //!
-//! There is one wait with the big QEMU lock: when a round ends, the device is
-//! reset or removed, or the VM is stopped, for the hint that the I/O thread is
-//! passing on at that moment, and not for others.  Without it, migration could
-//! get a hint after it has ended the round.  [`HintExchange`] has the locking,
-//! without QEMU, so that it can be tested with all interleavings of the threads.
+//! The main loop waits for the I/O thread, with the big QEMU lock taken, in
+//! three cases: when a round ends, when the device is reset or removed, and
+//! when the VM is stopped.  It waits for the one hint that the I/O thread is
+//! passing on at that moment, because migration must not get a hint after it
+//! has ended the round.  [`HintExchange`] has the locking; it does not depend
+//! on QEMU, so that it can be tested with all interleavings of the threads.
 
 use ::migration::{prelude::*, InvalidError, ToMigrationStateShared};
 use virtio::prelude::*;
@@ -33,7 +35,7 @@ use virtio_balloon_core::{
 #[derive(Debug)]
 pub struct Element(pub VirtQueueElement);
 
-/// An element that is to be returned
+/// An element that has to be returned to the driver
 pub type Processed = hint_exchange::Processed<Element>;
 
 impl HintElement for Element {
@@ -55,13 +57,13 @@ impl HintElement for Element {
     }
 }
 
-/// What the I/O thread and the main loop share
+/// What the main loop and the I/O thread share
 #[derive(Debug, Default)]
 pub struct Shared {
     pub exchange: HintExchange<Element>,
 }
 
-/// What is migrated of [`Shared`]
+/// The part of [`Shared`] that is migrated
 #[derive(Debug, Default)]
 pub struct HintingMigration {
     cmd_id: u32,
