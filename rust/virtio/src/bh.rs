@@ -16,7 +16,7 @@ use qom::prelude::*;
 
 use crate::{bindings, class::VirtioDeviceImpl, device::VirtIODevice};
 
-/// What is going to happen
+/// What the callback is going to do
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
     /// The callback will not be called.
@@ -28,10 +28,10 @@ enum State {
     Canceled,
 }
 
-/// What the callback gets.  It has a reference of its own while it is
-/// scheduled, because there is no way to make sure that it is not called: an
-/// event in the queue of record/replay can neither be removed nor be told that
-/// the bottom half does not exist any more.
+/// The argument of the callback.  The callback owns a reference to it while it
+/// is scheduled, because the callback cannot be prevented from being called: an
+/// event in the queue of record/replay can neither be removed, nor be told that
+/// the bottom half does not exist anymore.
 struct Shared {
     /// NULL while the bottom half is being created
     bh: BqlCell<*mut util::bindings::QEMUBH>,
@@ -105,8 +105,8 @@ impl Drop for Shared {
 ///
 /// `opaque` must be a `Shared` that was scheduled.
 unsafe extern "C" fn rust_bh_cb(opaque: *mut c_void) {
-    // SAFETY: schedule() has taken a reference for the callback, which is called
-    // once each time that it is scheduled in the state Idle
+    // SAFETY: schedule() has taken a reference for the callback, which is
+    // called once each time that it is scheduled in the state Idle
     let this = unsafe { Rc::from_raw(opaque.cast_const().cast::<Shared>()) };
     let owner = this.owner.get();
     if this.state.take() == State::Scheduled && !owner.is_null() {
@@ -122,9 +122,9 @@ unsafe extern "C" fn rust_bh_cb(opaque: *mut c_void) {
 /// The BQL must be taken, and the result not be used any more after code was
 /// run that could unplug the device.
 unsafe fn guard(vdev: &VirtIODevice) -> Option<NonNull<MemReentrancyGuard>> {
-    // SAFETY: a transport that goes away unplugs the devices on its bus, which
-    // clears the pointer to the bus.  Therefore both are valid if that is not
-    // NULL.
+    // SAFETY: a transport that is removed unplugs the devices on its bus, which
+    // clears their pointers to the bus.  Therefore the bus and the transport
+    // are valid if that pointer is not NULL.
     unsafe {
         let bus = (*vdev.upcast::<DeviceState>().as_ptr()).parent_bus;
         let transport = (*NonNull::new(bus)?.as_ptr()).parent;
@@ -151,9 +151,10 @@ where
     let reference = vdev.to_owned_ref();
 
     // SAFETY: to_owned_ref() has checked that the BQL is taken, and it is still
-    // taken after the call.  The guard is looked up again then, because the
-    // transport may not exist any more.  (This is why C code, which would use
-    // the same pointer after the callback, is not asked to engage the guard.)
+    // taken after the call.  The guard is looked up again after the call,
+    // because the transport may not exist anymore.  (For this reason, the guard
+    // is not engaged by C code, which would use the same pointer after the
+    // callback.)
     unsafe {
         if let Some(before) = guard(vdev) {
             let engaged = (*before.as_ptr()).engaged_in_io;
@@ -164,7 +165,8 @@ where
             }
         }
     }
-    // Perhaps the last one; nobody uses the device after this function
+    // This may be the last reference; the device is not used after this
+    // function
     drop(reference);
 }
 
@@ -172,31 +174,32 @@ where
 /// the main loop, with the big QEMU lock taken.
 ///
 /// Under record/replay it is deterministic: the method runs at the point of the
-/// guest's execution that was recorded.  Events that were recorded cannot be
-/// taken back; if one belongs to a bottom half that was canceled or deleted, it
-/// happens nevertheless, but has no effect.
+/// guest's execution that was recorded.  A recorded event cannot be taken
+/// back.  If it belongs to a bottom half that was canceled or deleted, the
+/// event still happens, but has no effect.
 #[derive(Default)]
 pub struct BottomHalf(BqlRefCell<Option<Rc<Shared>>>);
 
 // SAFETY: all accesses go through BqlRefCell, which checks that the BQL is
-// taken; that includes the reference count of the Rc, since nobody gets a clone
-// of it other than the callback, which runs with the BQL taken.
+// taken.  This includes the reference count of the Rc, because only the
+// callback gets a clone of it, and it runs with the BQL taken.
 unsafe impl Send for BottomHalf {}
 // SAFETY: see above
 unsafe impl Sync for BottomHalf {}
 
 impl BottomHalf {
     /// Create the bottom half, which will call `f` with `owner` as the
-    /// argument. To be used while the device is being realized; the device
-    /// has to [`delete`](Self::delete) it when it is unrealized.
+    /// argument.  This has to be done while the device is being realized.  The
+    /// device has to [`delete`](Self::delete) the bottom half when it is
+    /// unrealized.
     ///
-    /// While it runs, the reentrancy guard of the transport is engaged, like
-    /// with `virtio_bh_new_guarded()`.  It does not run if the device is not
+    /// While `f` runs, the reentrancy guard of the transport is engaged, as
+    /// with `virtio_bh_new_guarded()`.  `f` does not run if the device is not
     /// plugged into a transport.
     ///
     /// # Panics
     ///
-    /// Panics if the bottom half exists already, or if the big QEMU lock is not
+    /// Panics if the bottom half already exists, or if the big QEMU lock is not
     /// taken.
     ///
     /// # Examples
@@ -215,30 +218,30 @@ impl BottomHalf {
         let opaque: *const T = owner;
         // SAFETY: according to `field` the bottom half is a part of `owner`,
         // which is Immovable because of VirtioDeviceImpl; hence `owner` stays
-        // where it is until it is dropped, and dropping the bottom half sets the
-        // pointer to NULL.
+        // where it is until it is dropped, and dropping the bottom half sets
+        // the pointer to NULL.
         *this = Some(unsafe { Shared::new(opaque.cast(), run_guarded::<T, F>, name) });
     }
 
-    /// Have the main loop run the method soon.  No effect if the bottom half
-    /// does not exist, or was scheduled already.
+    /// Have the main loop run the method soon.  This has no effect if the
+    /// bottom half does not exist, or is already scheduled.
     ///
     /// # Panics
     ///
-    /// Panics if the big QEMU lock is not taken; under record/replay also if
-    /// the replay lock is not, which the main loop and the vCPUs take together
-    /// with the former.
+    /// Panics if the big QEMU lock is not taken.  Under record/replay, also
+    /// panics if the replay lock is not taken; the main loop and the vCPUs take
+    /// it together with the big QEMU lock.
     #[doc(alias = "replay_bh_schedule_event")]
     #[doc(alias = "qemu_bh_schedule")]
     pub fn schedule(&self) {
-        // Not borrowed while C code runs
+        // The cell must not be borrowed while C code runs
         let shared = self.0.borrow().clone();
         if let Some(shared) = shared {
             shared.schedule();
         }
     }
 
-    /// Do not run the method, if the bottom half was scheduled.
+    /// If the bottom half was scheduled, do not run the method.
     ///
     /// # Panics
     ///
@@ -250,7 +253,7 @@ impl BottomHalf {
         }
     }
 
-    /// Remove the bottom half; the method does not run any more even if it was
+    /// Remove the bottom half.  The method does not run anymore, even if it was
     /// scheduled.
     ///
     /// # Panics
@@ -316,7 +319,7 @@ mod tests {
         poll();
         assert_eq!(counter.get(), 0);
 
-        // runs once, however often it was scheduled
+        // the method runs once, however often it was scheduled
         bh.schedule();
         bh.schedule();
         assert_eq!(counter.get(), 0);
@@ -337,7 +340,7 @@ mod tests {
         bh.cancel();
         assert_eq!(bh.state.get(), State::Idle);
 
-        // canceling can be taken back
+        // a canceled bottom half can be scheduled again
         bh.schedule();
         bh.cancel();
         bh.schedule();
@@ -356,7 +359,7 @@ mod tests {
         poll();
         assert_eq!(counter.get(), 3);
 
-        // nobody is told
+        // the callback is not called if it was not scheduled
         let unused = new();
         let unused_weak = Rc::downgrade(&unused);
         unused.delete();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! What a virtio device implements
+//! The trait that a virtio device implements
 
 use std::{
     ffi::{c_int, CStr},
@@ -24,17 +24,17 @@ use crate::{
     queue::VirtQueue,
 };
 
-/// Passed to [`VirtioDeviceImpl::REALIZE`]; lets the device add its queues,
-/// which is only possible at that time.
+/// Passed to [`VirtioDeviceImpl::REALIZE`], so that the device can add its
+/// queues, which it cannot do at any other time.
 pub struct VirtioRealize<'a, T: VirtioDeviceImpl> {
     dev: &'a T,
     count: u16,
 }
 
 impl<T: VirtioDeviceImpl> VirtioRealize<'_, T> {
-    /// Add a queue that has room for `size` elements, unless the driver
-    /// reduces it; `handler` is called when the driver has made elements
-    /// available.  Returns the index of the queue.
+    /// Add a queue with room for `size` elements, which the driver can reduce.
+    /// `handler` is called when the driver has notified the queue.  Returns the
+    /// index of the queue.
     ///
     /// # Panics
     ///
@@ -93,7 +93,8 @@ impl<T: VirtioDeviceImpl> VirtioRealize<'_, T> {
 ///
 /// Devices that implement the trait have to be objects of their own, created
 /// with `object_new()`, because elements own a reference to the device.  C code
-/// cannot embed them in another object, as it does not know their size.
+/// cannot embed such a device in another object, because it does not know the
+/// size of the device.
 pub trait VirtioDeviceImpl: DeviceImpl + IsA<VirtIODevice> + Immovable {
     /// The virtio device ID (virtio 1.3, section 5)
     const DEVICE_ID: u16;
@@ -102,53 +103,51 @@ pub trait VirtioDeviceImpl: DeviceImpl + IsA<VirtIODevice> + Immovable {
     /// the device is realized.
     const CONFIG_SIZE: fn(&Self) -> usize;
 
-    /// Called when the device is realized, after `virtio_init()`.  If it fails,
-    /// the queues that were added are removed again; the function has to undo
-    /// only what it has done by itself.
+    /// Called when the device is realized, after `virtio_init()`.  If the
+    /// function fails, the queues that were added are removed; the function has
+    /// to undo everything else that it has done.
     const REALIZE: fn(&Self, &mut VirtioRealize<'_, Self>) -> Result<()>;
 
-    /// Called when the device is unrealized.  The device has to give up all
-    /// elements and references to itself here.  The queues are removed
-    /// afterwards.
+    /// Called when the device is unrealized, before the queues are removed.
+    /// The device has to give up all elements, and all references to itself.
     const UNREALIZE: Option<fn(&Self)> = None;
 
-    /// Return the features that the device offers: those that it gets (which
-    /// the transport and common code support), and the device's own.
+    /// Return the features that the device offers: the features in the
+    /// argument, which the transport and common code support, and the device's
+    /// own.
     const GET_FEATURES: fn(&Self, u64) -> Result<u64>;
 
     /// Write the contents of the configuration space into the argument, which
     /// has the size that [`CONFIG_SIZE`](Self::CONFIG_SIZE) returned.
     const GET_CONFIG: Option<fn(&Self, &mut [u8])> = None;
 
-    /// The driver has written to the configuration space.  The argument is
-    /// what the whole of it contains now, including the fields that the driver
-    /// is not supposed to write.
+    /// The driver has written to the configuration space.  The argument is the
+    /// whole space after the write, including fields that the driver is not
+    /// supposed to write.
     const SET_CONFIG: Option<fn(&Self, &[u8])> = None;
 
-    /// The device is reset: by the driver, or together with the machine.  The
-    /// device has to give up all elements, because the queues are reset
-    /// afterwards.
+    /// The device is reset by the driver or with the machine.  The device has
+    /// to give up all elements, because the queues are reset afterwards.
     const RESET: Option<fn(&Self)> = None;
 
-    /// A single queue is reset by the driver (`VIRTIO_F_RING_RESET`).  The
-    /// device has to give up all elements of the queue.
+    /// The driver resets a single queue (`VIRTIO_F_RING_RESET`).  The device
+    /// has to give up all elements of that queue.
     const QUEUE_RESET: Option<fn(&Self, u32)> = None;
 
-    /// The driver has written the device status field, or the VM was started
-    /// or stopped.  The argument is the new value.
+    /// The driver has written the device status field, or the VM was started or
+    /// stopped.  The argument is the new status.
     const SET_STATUS: Option<fn(&Self, u8)> = None;
 
-    /// Bring up to date what
-    /// [`last_config`](VirtioDeviceMethods::last_config) returns, as if the driver
-    /// had read the configuration space.
+    /// Update what [`last_config`](VirtioDeviceMethods::last_config) returns,
+    /// as if the driver had read the configuration space.
     fn update_last_config(&self) {
         let mut data = self.last_config();
         if let Some(get_config) = Self::GET_CONFIG {
             get_config(self, &mut data);
             let vdev = self.upcast::<VirtIODevice>().as_ptr();
             // SAFETY: last_config() has checked that the BQL is taken, and has
-            // returned as many bytes as there are in the field.  Nobody has a
-            // reference to them.
+            // returned as many bytes as the field has.  There are no references
+            // to these bytes.
             unsafe {
                 if !(*vdev).config.is_null() {
                     ptr::copy_nonoverlapping(data.as_ptr(), (*vdev).config.cast(), data.len());
@@ -157,8 +156,8 @@ pub trait VirtioDeviceImpl: DeviceImpl + IsA<VirtIODevice> + Immovable {
         }
     }
 
-    /// Migration format of the device itself.  What is common to all virtio
-    /// devices goes into [`DeviceImpl::VMSTATE`], see [`virtio_vmstate`].
+    /// Migration format of the device itself.  [`DeviceImpl::VMSTATE`] has what
+    /// all virtio devices have in common, see [`virtio_vmstate`].
     const VIRTIO_VMSTATE: Option<VMStateDescription<Self>> = None;
 }
 
@@ -174,8 +173,8 @@ unsafe extern "C" fn rust_virtio_realize_fn<T: VirtioDeviceImpl>(
     // so once in the life of a realized device
     let result = unsafe {
         let state = NonNull::new(dev).unwrap().cast::<T>().as_ref();
-        // Do not wait for the first element to find out that the device is
-        // embedded in another object.
+        // Check now that the device is not embedded in another object, instead
+        // of when the first element is popped.
         drop(state.upcast::<VirtIODevice>().to_owned_ref());
         bindings::virtio_init(vdev, T::DEVICE_ID, T::CONFIG_SIZE(state));
 
@@ -218,8 +217,8 @@ unsafe extern "C" fn rust_virtio_unrealize_fn<T: VirtioDeviceImpl>(
 /// `vdev` must be valid, and `virtio_init()` must have been called.
 unsafe fn rust_virtio_cleanup(vdev: *mut bindings::VirtIODevice) {
     // SAFETY: virtio_init() has allocated the queues.  The memory of the queues
-    // is only freed when the device is finalized, so elements can refer to it
-    // even now; but they do not return to it.
+    // is only freed when the device is finalized, so elements can still refer
+    // to it; but they are not returned to the queue.
     unsafe {
         for n in (0..bindings::virtio_get_num_queues(vdev)).rev() {
             bindings::virtio_del_queue(vdev, n);
@@ -270,9 +269,9 @@ unsafe extern "C" fn rust_get_config_fn<T: VirtioDeviceImpl>(
     let state = NonNull::new(vdev).unwrap().cast::<T>();
     // SAFETY: QEMU calls the function on a T.  All callers pass either
     // vdev->config or a buffer of the same size, which was initialized.  The
-    // pointer can only be NULL if the size is 0.  The device gets a copy because
-    // it can read vdev->config by itself; there is no reference to the original
-    // while it runs.
+    // pointer can only be NULL if the size is 0.  The device gets a copy
+    // because it can read vdev->config by itself; there is no reference to the
+    // original while it runs.
     unsafe {
         let len = (*vdev).config_len;
         let mut data = slice_or_empty(config, len).to_vec();
@@ -401,7 +400,7 @@ mod tests {
 
     use super::*;
 
-    // The configuration space of a device that has none
+    // A device without a configuration space has a NULL pointer
     #[test]
     fn test_slice_or_empty() {
         // SAFETY: there are as many bytes

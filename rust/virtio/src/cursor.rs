@@ -6,16 +6,17 @@ use std::{ffi::c_void, marker::PhantomData};
 
 use crate::bindings;
 
-/// A position in an array of buffers, from which on they can be copied.  The
-/// memory is only ever copied, by C code: the guest can change it at any time,
-/// so there must not be any references to it.
+/// A position in an array of buffers, from which data can be copied.  The
+/// memory is only copied, and only by C code: the guest can change it at any
+/// time, so there must not be any references to it.
 #[derive(Clone)]
 pub struct Cursor<'a> {
     /// Points to `count` entries
     sg: *const bindings::iovec,
     /// Number of entries left in `sg`
     count: u32,
-    /// Bytes of the first entry that are behind; less than its size, or 0
+    /// How many bytes of the first entry were already copied; less than its
+    /// size, or 0
     offset: usize,
     _marker: PhantomData<&'a bindings::iovec>,
 }
@@ -40,14 +41,14 @@ impl Cursor<'_> {
         self.count == 0
     }
 
-    /// Bytes that are left in the first entry
+    /// The number of bytes that are left in the first entry
     fn left_in_entry(&self) -> Option<usize> {
         // SAFETY: there is at least one entry left if the count is not zero
         (self.count > 0).then(|| unsafe { (*self.sg).iov_len } - self.offset)
     }
 
-    /// Go forward by a number of bytes; to the end if there are not as many.
-    /// Returns how many are missing.
+    /// Advance by a number of bytes, or to the end if fewer bytes are left.
+    /// Returns how many bytes were missing.
     pub fn advance(&mut self, mut bytes: usize) -> usize {
         while let Some(left) = self.left_in_entry() {
             if bytes < left {
@@ -64,7 +65,7 @@ impl Cursor<'_> {
         bytes
     }
 
-    /// Copy as much as there is, or fits into the argument; and go forward by
+    /// Copy as much data as is left, or fits into the argument, and advance by
     /// that.  Returns the number of bytes.
     pub fn read(&mut self, data: &mut [u8]) -> usize {
         if self.count == 0 {
@@ -87,7 +88,7 @@ impl Cursor<'_> {
         copied
     }
 
-    /// Copy all of the argument to the buffers, and go forward by that.  Does
+    /// Copy all of the argument to the buffers, and advance by its size.  Does
     /// nothing and returns false if there is not enough room.
     pub fn write(&mut self, data: &[u8]) -> bool {
         let mut end = self.clone();

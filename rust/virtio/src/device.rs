@@ -16,8 +16,7 @@ pub use crate::bindings::VirtioDeviceClass;
 #[derive(Debug, common::Wrapper)]
 pub struct VirtIODevice(Opaque<bindings::VirtIODevice>);
 
-// SAFETY: like for DeviceState, all of its functions check that the BQL is
-// taken
+// SAFETY: as for DeviceState, all of its functions check that the BQL is taken
 unsafe impl Send for VirtIODevice {}
 // SAFETY: see above
 unsafe impl Sync for VirtIODevice {}
@@ -37,7 +36,7 @@ qom_isa!(VirtIODevice: DeviceState, Object);
 /// # Examples
 ///
 /// See the [crate's documentation](crate) for a complete device.  A struct that
-/// QOM does not know is not accepted:
+/// does not derive `qom::Object` is not accepted:
 ///
 /// ```compile_fail,E0277
 /// # use qom::prelude::*;
@@ -79,12 +78,12 @@ macro_rules! virtio_device_type {
     };
 }
 
-/// Whether the device is plugged into a transport, which it is from before it
-/// is realized until after it is unrealized.
+/// Whether the device is plugged into a transport.  It is plugged in before it
+/// is realized, and unplugged after it is unrealized.
 pub fn is_plugged(vdev: &VirtIODevice) -> bool {
     assert!(bql::is_locked());
-    // SAFETY: a plain field of a valid struct, modified under the BQL, which this
-    // thread has
+    // SAFETY: a plain field of a valid struct, modified under the BQL, which
+    // this thread has
     unsafe {
         !(*vdev.upcast::<DeviceState>().as_ptr())
             .parent_bus
@@ -118,8 +117,9 @@ where
         unsafe { (*self.upcast::<VirtIODevice>().as_ptr()).vm_running }
     }
 
-    /// Whether multi-byte values in the queues are big endian: never after
-    /// `VIRTIO_F_VERSION_1` was negotiated, else it depends on the guest.
+    /// Whether multi-byte values in the queues are big endian.  They are not if
+    /// `VIRTIO_F_VERSION_1` was negotiated; otherwise they have the endianness
+    /// of the guest.
     fn is_big_endian(&self) -> bool {
         assert!(bql::is_locked());
         // SAFETY: a plain field of a valid struct, modified under the BQL,
@@ -131,8 +131,8 @@ where
                 == bindings::virtio_device_endian::VIRTIO_DEVICE_ENDIAN_BIG as c_uint
     }
 
-    /// Tell the driver that the configuration space has changed.  No effect if
-    /// the device is not plugged into a transport (any more).
+    /// Tell the driver that the configuration space has changed.  This has no
+    /// effect if the device is not plugged into a transport (anymore).
     #[doc(alias = "virtio_notify_config")]
     fn notify_config(&self) {
         let vdev = self.upcast::<VirtIODevice>();
@@ -143,9 +143,9 @@ where
         }
     }
 
-    /// The configuration space as the driver saw it when it last read or wrote
-    /// it; after migration, at the source.  Empty if the device is not realized
-    /// or has none.
+    /// The configuration space when the driver last read or wrote it; after
+    /// migration, when it did so at the source.  Empty if the device is not
+    /// realized, or has no configuration space.
     #[doc(alias = "config")]
     fn last_config(&self) -> Vec<u8> {
         assert!(bql::is_locked());
@@ -156,16 +156,16 @@ where
         if config.is_null() {
             return Vec::new();
         }
-        // SAFETY: virtio_init() has allocated config_len bytes, initialized with
-        // zeroes.  They are freed when the device is finalized, so not while
-        // there is a reference to it.  Those who write to them have the BQL, and
-        // do not run before this returns.
+        // SAFETY: virtio_init() has allocated config_len bytes, initialized
+        // with zeroes.  They are freed when the device is finalized, so not
+        // while there is a reference to it.  All code that writes to them has
+        // the BQL, and does not run before this returns.
         unsafe { std::slice::from_raw_parts(config.cast::<u8>(), len) }.to_vec()
     }
 
-    /// The driver has violated the specification: report it and stop using the
-    /// queues until the device is reset.  No effect if the device is not
-    /// plugged into a transport (any more).
+    /// The driver has violated the specification: report an error, and stop
+    /// using the queues until the device is reset.  This has no effect if the
+    /// device is not plugged into a transport (anymore).
     #[doc(alias = "virtio_error")]
     fn error(&self, msg: &str) {
         let vdev = self.upcast::<VirtIODevice>();

@@ -24,22 +24,22 @@ use crate::{
 
 /// A request of the driver: a chain of descriptors, mapped into QEMU.
 ///
-/// The element leaves the device exactly once: either it is
-/// [pushed](Self::push), which returns it to the driver; or the device acts as
-/// if it had never been taken from the queue ([`unpop`](Self::unpop)); or it is
-/// dropped, which releases the memory without telling the driver (and is right
-/// when the queue is about to be reset).
+/// The device gives up an element in one of three ways.  It
+/// [pushes](Self::push) the element, which returns it to the driver; it [puts
+/// it back](Self::unpop), as if it had never been popped; or it drops the
+/// element, which releases the memory without telling the driver.  Dropping is
+/// for elements of a queue that is about to be reset.
 ///
 /// An element can be passed to another thread, which can read the contents.
-/// Returning it to the queue, or dropping it, needs the big QEMU lock.
+/// The big QEMU lock is needed to return it to the queue, or to drop it.
 ///
-/// The device has to give up all elements of a queue when that is reset or
-/// removed.  If it keeps one nevertheless, the queue does not know it any more,
-/// and returning it has no other effect than to release the memory.
+/// The device has to give up all elements of a queue when the queue is reset or
+/// removed.  An element that is kept longer is unknown to the queue: returning
+/// it only releases the memory.
 pub struct VirtQueueElement {
     elem: NonNull<bindings::VirtQueueElement>,
     vq: NonNull<bindings::VirtQueue>,
-    /// That of the queue when the element was popped
+    /// The generation of the queue when the element was popped
     generation: u64,
     // keeps the memory of the VirtQueue alive, even after unrealize
     vdev: Owned<VirtIODevice>,
@@ -57,8 +57,8 @@ pub struct VirtQueueElement {
 /// Panics if the big QEMU lock is not taken.
 pub unsafe fn generation(vq: NonNull<bindings::VirtQueue>) -> u64 {
     assert!(bql::is_locked());
-    // SAFETY: the memory of a queue is freed when its device is finalized, so the
-    // queue exists or was removed.  The counter is modified under the BQL.
+    // SAFETY: the memory of a queue is freed when its device is finalized, so
+    // the queue exists or was removed.  The counter is modified under the BQL.
     unsafe { bindings::virtio_queue_get_generation(vq.as_ptr()) }
 }
 
@@ -70,8 +70,8 @@ unsafe impl Send for VirtQueueElement {}
 // SAFETY: see above
 unsafe impl Sync for VirtQueueElement {}
 
-/// A buffer into which the driver expects the device to write, or that it
-/// wants to be reported or hinted.
+/// A buffer that the device may write.  In the queues for hints and reports,
+/// the buffer is itself the memory that is hinted or reported.
 #[derive(Clone, Copy, Debug)]
 pub struct InBuffer<'a> {
     /// Guest-physical address (or IOVA, with an IOMMU), in bytes
@@ -119,7 +119,8 @@ impl VirtQueueElement {
         self.out_num() != 0
     }
 
-    /// Read what the driver has sent.  Each reader starts from the beginning.
+    /// Read the data that the driver has sent.  Each reader starts from the
+    /// beginning.
     pub fn out_reader(&self) -> OutReader<'_> {
         // SAFETY: virtqueue_pop() has set the field.  It has mapped out_num
         // buffers, which are unmapped by functions that consume `self`; those
@@ -128,8 +129,8 @@ impl VirtQueueElement {
         OutReader::new(cursor, self.big_endian)
     }
 
-    /// Write what the driver is to get.  Each writer starts from the beginning;
-    /// tell [`push`](Self::push) how much was written.
+    /// Write data for the driver.  Each writer starts from the beginning;
+    /// [`push`](Self::push) has to be told how much was written.
     pub fn in_writer(&self) -> InWriter<'_> {
         // SAFETY: see out_reader(), likewise for in_num buffers; they were
         // mapped for writing
@@ -155,14 +156,14 @@ impl VirtQueueElement {
         }
     }
 
-    /// The number of buffers, for either direction
+    /// The number of buffers, for both directions together
     pub fn buffers(&self) -> usize {
-        // each is at most 1024
+        // cannot overflow: each is at most 1024
         (self.out_num() + self.in_num()) as usize
     }
 
-    /// Whether the queue knows the element: it was not reset, nor removed,
-    /// since the element was popped.
+    /// Whether the queue still knows the element, because it has been neither
+    /// reset nor removed since the element was popped.
     ///
     /// # Panics
     ///
@@ -173,10 +174,9 @@ impl VirtQueueElement {
         unsafe { generation(self.vq) == self.generation }
     }
 
-    /// Return the element to the driver, after having written the first `len`
-    /// bytes of its buffers: usually the [position](InWriter::position) of the
-    /// writer, or 0.  The driver gets to know of it through
-    /// [`VirtQueue::notify`].
+    /// Return the element to the driver, after the first `len` bytes of its
+    /// buffers were written: usually the [position](InWriter::position) of the
+    /// writer, or 0.  The driver is only interrupted by [`VirtQueue::notify`].
     ///
     /// # Panics
     ///
@@ -184,7 +184,7 @@ impl VirtQueueElement {
     #[doc(alias = "virtqueue_push")]
     pub fn push(self, len: usize) {
         if self.is_current() {
-            // virtio has no more than 32 bits for it
+            // the field in the ring has 32 bits
             let len = c_uint::try_from(len).unwrap_or(c_uint::MAX);
             // SAFETY: the element was popped from the queue, which was neither
             // reset nor removed since then; and it was not returned yet, as
@@ -193,8 +193,8 @@ impl VirtQueueElement {
         }
     }
 
-    /// Put the element back: it will be the next one to be popped.  To be used
-    /// for the last element that was popped only.
+    /// Put the element back, so that it is the next one to be popped.  Only the
+    /// element that was popped last may be put back.
     ///
     /// # Panics
     ///
@@ -222,18 +222,20 @@ impl VirtQueueElement {
 
 impl VirtQueueElement {
     /// Whether the address space in which the buffers were mapped may not exist
-    /// any more.  That of a PCI device ends when it is unplugged, after it was
-    /// unrealized; with `iommu_platform=on`, it is the one that the device uses.
+    /// anymore.  The address space of a PCI device, which the device uses with
+    /// `iommu_platform=on`, is destroyed when the device is unplugged, after
+    /// unrealize.
     fn is_address_space_gone(&self) -> bool {
-        // SAFETY: plain fields of a valid object.  The first is modified under the
-        // BQL, which whoever drops an element has; the second does not change
-        // after the device was plugged.  The pointers are only compared.
+        // SAFETY: plain fields of a valid object.  The first is modified under
+        // the BQL, which is taken when an element is dropped; the second does
+        // not change after the device was plugged.  The pointers are only
+        // compared.
         let (realized, dma_as) = unsafe {
             let dev = self.vdev.upcast::<DeviceState>().as_ptr();
             let vdev = self.vdev.upcast::<VirtIODevice>().as_ptr();
             ((*dev).realized, (*vdev).dma_as)
         };
-        // While the device is being unrealized, the queue is still there.
+        // While the device is being unrealized, the queue still exists.
         !realized && !self.is_current() && !ptr::eq(dma_as, ptr::addr_of!(address_space_memory))
     }
 }
@@ -244,11 +246,12 @@ impl Drop for VirtQueueElement {
         let elem = self.elem.as_ptr();
         // SAFETY: the element was popped from the queue and not returned yet,
         // as that would have consumed it.  The function subtracts `ndescs` from
-        // the number of descriptors in flight; the queue does not count those
-        // of the element any more if it was reset or removed since then.  Apart
-        // from that, it only releases the mappings, for which there has to be
-        // the address space: if there is none, they are leaked.  The memory of
-        // the queue exists as long as the device does.
+        // the number of descriptors in flight; if the queue was reset or
+        // removed since the element was popped, that number does not include
+        // the descriptors of the element anymore.  Apart from that, the
+        // function only releases the mappings, for which the address space has
+        // to exist; if it may not exist, the mappings are leaked.  The memory
+        // of the queue exists as long as the device does.
         unsafe {
             if !is_current {
                 (*elem).ndescs = 0;
@@ -284,7 +287,7 @@ pub mod tests {
     use super::*;
 
     thread_local! {
-        /// The calls of the functions below
+        /// Records the calls of the functions below
         static CALLS: RefCell<Vec<(&'static str, c_uint, c_uint)>> =
             const { RefCell::new(Vec::new()) };
     }
@@ -302,9 +305,10 @@ pub mod tests {
         CALLS.with_borrow_mut(|calls| calls.push((name, ndescs, len)));
     }
 
-    // What virtio.c and others have, which are not linked into the tests.
+    // Replacements for functions of virtio.c and other files that are not
+    // linked into the tests
 
-    /// Stands for the address space; nothing but the address is used.
+    /// Replaces the address space, of which only the address is used
     #[no_mangle]
     #[allow(non_upper_case_globals)]
     static address_space_memory: u64 = 0;
@@ -339,7 +343,7 @@ pub mod tests {
         unsafe { called("detach", elem, len) }
     }
 
-    /// Queues of the tests are nothing but their generation.
+    /// In the tests, a queue consists of its generation only.
     #[no_mangle]
     unsafe extern "C" fn virtio_queue_get_generation(vq: *mut bindings::VirtQueue) -> u64 {
         // SAFETY: Queue::new() has made it
@@ -364,7 +368,7 @@ pub mod tests {
         unreachable!()
     }
 
-    /// A queue of a device that is not registered, and never finalized
+    /// A queue of a device that is not registered with QOM, and never finalized
     pub struct Queue {
         pub vdev: &'static VirtIODevice,
         pub vq: NonNull<bindings::VirtQueue>,
@@ -375,9 +379,9 @@ pub mod tests {
             unsafe extern "C" fn free(_obj: *mut c_void) {}
 
             bql::start_test();
-            // SAFETY: zeroes are valid for the struct.  The test leaks the memory,
-            // and the reference that is counted here.  Nothing but the generation
-            // of a queue is used.
+            // SAFETY: zeroes are valid for the struct.  The test leaks the
+            // memory, and the reference that is counted here.  Nothing but the
+            // generation of a queue is used.
             unsafe {
                 let vdev = Box::leak(Box::new(zeroed::<bindings::VirtIODevice>()));
                 vdev.parent_obj.parent_obj.ref_ = 1;
@@ -451,7 +455,7 @@ pub mod tests {
         push.push(5);
         unpop.unpop();
         drop(dropped);
-        // the queue does not count their descriptors
+        // the queue does not count their descriptors anymore
         assert_eq!(calls(), [("detach", 0, 0); 3]);
         assert_eq!(queue.references(), 1);
 
@@ -459,7 +463,7 @@ pub mod tests {
         assert_eq!(calls(), [("push", 3, 5)]);
     }
 
-    /// The mappings are leaked if there may be no address space.
+    /// The mappings are leaked if the address space may not exist anymore.
     #[test]
     fn test_without_address_space() {
         let queue = Queue::new();
@@ -483,7 +487,8 @@ pub mod tests {
         assert_eq!(queue.references(), 1);
     }
 
-    // There is no reference to the element, some fields of which are not valid.
+    // Functions must not create a reference to the element, because some of its
+    // fields are uninitialized.
     #[test]
     fn test_uninitialized_fields() {
         let elem = Queue::new().pop();

@@ -2,26 +2,26 @@
 
 //! Bindings to write virtio devices in Rust.
 //!
-//! * [`VirtIODevice`] is the parent class of all virtio devices; a device
+//! * [`VirtIODevice`] is the parent class of all virtio devices.  A device
 //!   implements [`VirtioDeviceImpl`], which fills in [`VirtioDeviceClass`], and
-//!   calls the functions in [`VirtioDeviceMethods`].
+//!   calls the functions of [`VirtioDeviceMethods`].
 //!
-//! * [`VirtioRealize`] is handed to the device's realize function and is the
+//! * [`VirtioRealize`] is passed to the device's realize function, and is the
 //!   only way to add queues.
 //!
-//! * [`VirtQueue`] refers to a queue of a device until that is reset, and
-//!   provides [`VirtQueueElement`]s: the requests of the driver.  An element is owned;
-//!   it returns to the driver exactly once.
+//! * [`VirtQueue`] refers to a queue of a device until the queue is reset.  It
+//!   provides the requests of the driver as [`VirtQueueElement`]s.  An element
+//!   is owned, so it is returned to the driver only once.
 //!
-//! * [`OutReader`] reads what the driver wrote into an element, [`InWriter`]
-//!   writes what it gets back.
+//! * [`OutReader`] reads the data that the driver sends in an element;
+//!   [`InWriter`] writes the data that the device sends back.
 //!
-//! * [`BottomHalf`] does work later, in the main loop.
+//! * [`BottomHalf`] runs a function later, in the main loop.
 //!
 //! # Examples
 //!
-//! A device that sends back to the driver what it gets from it, but at most as
-//! much as the user allows.  Work is done in a bottom half.
+//! A device that sends the data that it gets from the driver back to it, up to
+//! a limit that the user sets.  The work is done in a bottom half.
 //!
 //! ```no_run
 //! use std::ffi::CStr;

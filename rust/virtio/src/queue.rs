@@ -12,8 +12,8 @@ use crate::{
     element::{generation, VirtQueueElement},
 };
 
-/// A queue of a virtio device, until it is reset or removed.  Afterwards, it is
-/// as if the queue was empty and nobody was interested in it.
+/// A queue of a virtio device, until it is reset or removed.  After that, the
+/// queue appears to be empty, and notifying the driver has no effect.
 #[derive(Clone, Copy, Debug)]
 pub struct VirtQueue<'a> {
     vdev: &'a VirtIODevice,
@@ -36,9 +36,9 @@ impl<'a> VirtQueue<'a> {
         }
     }
 
-    /// The queue of a device with the given index, which
-    /// [`VirtioRealize::add_queue`](crate::VirtioRealize::add_queue) has returned;
-    /// `None` if the device is not realized (anymore).
+    /// The queue of a device with the index that
+    /// [`VirtioRealize::add_queue`](crate::VirtioRealize::add_queue) has
+    /// returned; `None` if the device is not realized (anymore).
     ///
     /// # Panics
     ///
@@ -62,9 +62,9 @@ impl<'a> VirtQueue<'a> {
         }
     }
 
-    /// Whether the queue was neither reset nor removed since `self` was made.
-    /// Almost everything that the device calls can cause that, as the driver
-    /// chooses the addresses of rings and buffers.
+    /// Whether the queue has been neither reset nor removed since `self` was
+    /// made.  Almost everything that the device calls can cause a reset,
+    /// because the driver chooses the addresses of the rings and the buffers.
     ///
     /// # Panics
     ///
@@ -88,9 +88,9 @@ impl<'a> VirtQueue<'a> {
     }
 
     /// The number of descriptors that the queue has room for, as configured by
-    /// the driver; 0 if the device is not realized any more.  That many
-    /// elements can be in flight, with indirect descriptors or a descriptor
-    /// each.
+    /// the driver; 0 if the device is not realized anymore.  Up to this many
+    /// elements can be in flight, as an element takes at least one descriptor
+    /// of the queue.
     ///
     /// # Panics
     ///
@@ -104,11 +104,11 @@ impl<'a> VirtQueue<'a> {
         usize::try_from(size).unwrap_or(0)
     }
 
-    /// Take the next element that the driver has made available; `None` if
-    /// there is none, if the device is broken, or not realized any more.
+    /// Pop the next element that the driver has made available; `None` if there
+    /// is none, or if the device is broken or not realized anymore.
     ///
-    /// The element refers to the device; a device that stores it has to give
-    /// it up on unrealize and reset.
+    /// The element refers to the device.  A device that stores the element has
+    /// to give it up on unrealize and reset.
     ///
     /// # Panics
     ///
@@ -119,8 +119,8 @@ impl<'a> VirtQueue<'a> {
             return None;
         }
         // SAFETY: the queue was not removed, since it existed when `self` was
-        // made, and is_current() has checked that the BQL is taken.  The size is
-        // the one of the struct that VirtQueueElement wraps.
+        // made, and is_current() has checked that the BQL is taken.  The size
+        // is the one of the struct that VirtQueueElement wraps.
         let elem = unsafe {
             bindings::virtqueue_pop(self.vq.as_ptr(), size_of::<bindings::VirtQueueElement>())
         };
@@ -139,25 +139,25 @@ impl<'a> VirtQueue<'a> {
         }
     }
 
-    /// Pretend that the last `count` elements were not popped.  This is for
-    /// elements that the device has lost track of, because it was migrated;
-    /// otherwise use [`VirtQueueElement::unpop`].  Returns false if fewer
-    /// elements are in flight, or if the device is not realized any more.
+    /// Undo popping the last `count` elements.  This is for elements that the
+    /// device has lost by migration; otherwise use
+    /// [`VirtQueueElement::unpop`].  Returns false if fewer elements are in
+    /// flight, or if the device is not realized anymore.
     ///
     /// # Panics
     ///
     /// Panics if the big QEMU lock is not taken.
     #[doc(alias = "virtqueue_rewind")]
     pub fn rewind(&self, count: u32) -> bool {
-        // SAFETY: the queue was not removed.  If the device does have one of the
-        // elements, the count of those in flight becomes wrong; which C code
-        // checks, but does not rely on.
+        // SAFETY: the queue was not removed.  If the device still owns one of
+        // these elements, the count of elements in flight becomes wrong, which
+        // C code checks but does not rely on.
         self.is_current() && unsafe { bindings::virtqueue_rewind(self.vq.as_ptr(), count) }
     }
 
-    /// Interrupt the driver, unless it has asked not to be, because elements
-    /// were pushed to the queue.  No effect if the device is not realized any
-    /// more.
+    /// Interrupt the driver because elements were pushed to the queue, unless
+    /// it does not want to be interrupted.  This has no effect if the device is
+    /// not realized anymore.
     ///
     /// # Panics
     ///
@@ -185,7 +185,7 @@ mod tests {
         assert!(vq.is_current());
         queue.forget();
         assert!(!vq.is_current());
-        // None of these calls C code
+        // None of these functions calls C code
         assert!(vq.pop().is_none());
         assert!(!vq.rewind(1));
         vq.notify();

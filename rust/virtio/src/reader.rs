@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! Checked access to what the driver has sent
+//! Checked access to the data that the driver has sent
 
 use crate::cursor::Cursor;
 
@@ -10,15 +10,16 @@ const BUF_SIZE: usize = 1024;
 /// driver has divided the data into descriptors.  Multi-byte values are
 /// converted from the device's endianness.
 ///
-/// The data is copied, so it cannot change after it was looked at.
+/// The data is copied, so the guest cannot change it after the device has
+/// checked it.
 pub struct OutReader<'a> {
-    /// What is behind the data in `buf`
+    /// The position after the data in `buf`
     cursor: Cursor<'a>,
     buf: [u8; BUF_SIZE],
-    /// The part of `buf` that was not consumed yet
+    /// The part of `buf` that was not read yet
     start: usize,
     end: usize,
-    /// Bytes that were consumed
+    /// The number of bytes that were read
     position: usize,
     big_endian: bool,
 }
@@ -65,7 +66,7 @@ impl<'a> OutReader<'a> {
     }
 
     /// Skip bytes, for example those that were read earlier with another
-    /// reader.  Nothing is left if there are not as many.
+    /// reader.  If fewer bytes are left, skips all of them.
     #[must_use]
     pub fn skip(mut self, bytes: usize) -> Self {
         self.position = self.position.saturating_add(bytes);
@@ -76,8 +77,8 @@ impl<'a> OutReader<'a> {
         self
     }
 
-    /// Read exactly `N` bytes; `None` if there are fewer left, in which case
-    /// they are skipped.
+    /// Read exactly `N` bytes; if fewer bytes are left, skips them and returns
+    /// `None`.
     #[inline]
     pub fn read_array<const N: usize>(&mut self) -> Option<[u8; N]> {
         if let Some(data) = self.buf[self.start..self.end].first_chunk::<N>() {
@@ -89,7 +90,8 @@ impl<'a> OutReader<'a> {
         self.read_array_slow()
     }
 
-    /// The same, if the data is not in the buffer at once
+    /// Like [`read_array`](Self::read_array), for data that is not completely
+    /// in `buf`
     fn read_array_slow<const N: usize>(&mut self) -> Option<[u8; N]> {
         let mut out = [0; N];
         let mut done = 0;
@@ -160,7 +162,7 @@ mod tests {
         let mut r = reader(&iov, true);
         assert_eq!(r.read_u32(), Some(0x0102_0304));
         assert_eq!(r.read_u32(), Some(0x0506_0708));
-        // two bytes are left, which are no integer
+        // two bytes are left, which are not enough for an integer
         assert_eq!(r.read_u32(), None);
         assert_eq!(r.read_u16(), None);
     }
@@ -178,7 +180,7 @@ mod tests {
         assert!(reader(&[], false).is_at_end());
     }
 
-    // More than what the reader copies at once, with parts of all sizes
+    // More data than the reader copies at once, in buffers of various sizes
     #[test]
     fn test_long() {
         let data: Vec<u8> = (0..10_000u32).flat_map(u32::to_le_bytes).collect();
@@ -205,7 +207,7 @@ mod tests {
                     first.read_u32();
                 }
                 assert_eq!(first.position(), 4 * n);
-                // where it is, or with a new reader
+                // with the same reader, and with a new one
                 assert_eq!(first.skip(0).read_u32(), Some(n as u32));
                 let mut r = reader(&iov, false).skip(2 * n).skip(2 * n);
                 assert_eq!(r.position(), 4 * n);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! Checked access to what the driver gets
+//! Checked access to the buffers for the driver
 
 use crate::cursor::Cursor;
 
@@ -25,7 +25,7 @@ use crate::cursor::Cursor;
 /// ```
 pub struct InWriter<'a> {
     cursor: Cursor<'a>,
-    /// Bytes that were written
+    /// The number of bytes that were written
     position: usize,
     big_endian: bool,
 }
@@ -54,8 +54,8 @@ impl<'a> InWriter<'a> {
         }
     }
 
-    /// Number of bytes that were written so far; what
-    /// [`push`](crate::VirtQueueElement::push) wants to know.
+    /// Number of bytes that were written so far; the argument for
+    /// [`push`](crate::VirtQueueElement::push)
     pub const fn position(&self) -> usize {
         self.position
     }
@@ -145,11 +145,11 @@ mod tests {
         let mut w = buffers.writer(true);
         w.write_u32(0x0102_0304).unwrap();
         w.write_u32(0x0506_0708).unwrap();
-        // there is room for two bytes, so nothing is written
+        // two bytes are left, so nothing is written
         assert_eq!(w.write_u32(0), None);
         assert_eq!(w.position(), 8);
         assert_eq!(buffers.contents(), [1, 2, 3, 4, 5, 6, 7, 8, 0xff, 0xff]);
-        // which is enough for a smaller value
+        // two bytes are enough for a smaller value
         w.write_array([9, 10]).unwrap();
         assert_eq!(w.position(), 10);
         assert_eq!(w.write_u8(0), None);
@@ -168,7 +168,7 @@ mod tests {
         }
     }
 
-    // Slices and buffers of all sizes
+    // Slices and buffers of various sizes
     #[test]
     fn test_long() {
         let data: Vec<u8> = (0..3000u32).flat_map(u32::to_le_bytes).collect();
