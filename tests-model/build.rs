@@ -7,21 +7,21 @@ use std::{env, fmt::Write, fs, path::Path};
 
 use anyhow::{ensure, Context, Result};
 
-/// Name, file, what to replace, and by what
+/// Name, file, text to replace, and its replacement
 type Mutation = (&'static str, &'static str, &'static str, &'static str);
 
 const CORE: &str = "../hw-virtio-balloon/core/src";
 
-/// Copies of some modules of the crate
+/// A set of copies of some modules of the crate
 struct Copies {
-    /// The name of the file that has them
+    /// Name of the generated file, which includes them
     name: &'static str,
     mutations: &'static [Mutation],
-    /// What there are mistakes in, and what that depends on
+    /// The modules with mistakes, and the modules that they depend on
     modules: &'static [&'static str],
-    /// The test, which has a function `find_mistake(u32)`
+    /// The file with the test: it has a function `find_mistake(u32)`
     model: &'static str,
-    /// What to replace in all copies: file, what, by what
+    /// Replacements in all copies: file, text, replacement
     replacements: &'static [(&'static str, &'static str, &'static str)],
 }
 
@@ -38,7 +38,7 @@ const COPIES: [Copies; 2] = [
         mutations: include!("hint_mutations.rs"),
         modules: &["hint_exchange", "hinting"],
         model: "hint_model.rs",
-        // loom has to know when a lock is taken
+        // loom has to know when a lock is taken.
         replacements: &[(
             "hint_exchange.rs",
             "sync::{Condvar, Mutex, MutexGuard, PoisonError},\n};",
@@ -72,7 +72,7 @@ fn make_copies(copies: &Copies, out: &Path) -> Result<()> {
             for (_, std, loom) in copies.replacements.iter().filter(|r| r.0 == source) {
                 text = replace_once(&text, &source, std, loom)?;
             }
-            // Without its tests, which are for the crate
+            // Leave out the unit tests, which are for the original
             let end = text.find("#[cfg(test)]").unwrap_or(text.len());
             let path = dir.join(&source);
             fs::write(&path, text[..end].replace("crate::", "super::"))

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-// The main loop, an I/O thread and hints, with all interleavings of the threads.
-// This is included where there is a module `balloon`, in which the locks are
-// those of loom.
+// The main loop and an I/O thread that exchange elements with hints, in all
+// interleavings of the threads.  This file is included by modules that define
+// `balloon`, in which the locks are those of loom.
 
 use std::{
     panic::{catch_unwind, AssertUnwindSafe},
@@ -17,20 +17,21 @@ use balloon::{
     hinting::Hinting,
 };
 
-/// Elements that were dropped.  Not with a lock of loom, as they are also dropped
-/// when that has found a mistake.
+/// The numbers of the elements that were dropped.  This is not a lock of loom,
+/// because elements are also dropped after loom has found a mistake.
 type Dropped = Arc<std::sync::Mutex<Vec<u32>>>;
 
-/// What has happened.  Looking at it is where loom lets other threads run.
+/// Records what happens.  Its lock is where loom lets other threads run.
 #[derive(Default)]
 struct Log {
-    /// Hints that were passed on: element, index
+    /// Hints that were passed on: element and index
     hints: Vec<(u32, usize)>,
-    /// The main loop has returned from what is to prevent hints.
+    /// The main loop has returned from a function after which there must not be
+    /// any hints.
     forbidden: bool,
-    /// The main loop has asked for that.
+    /// The main loop is about to wait in such a function.
     asked: bool,
-    /// Hints that were begun since then
+    /// Hints that have begun since `asked` was set
     late: u32,
 }
 
@@ -57,7 +58,7 @@ impl HintElement for Element {
             log.hints.push((self.number, index));
             assert!(!log.forbidden, "a hint begins afterwards");
         }
-        // Migration takes its time
+        // Passing on a hint takes time
         assert!(
             !self.log.lock().unwrap().forbidden,
             "a hint ends afterwards"
@@ -75,10 +76,10 @@ impl Drop for Element {
     }
 }
 
-/// After so many hints, the I/O thread has to be asked again.
+/// The number of hints after which the I/O thread has to be asked again
 const HINTS: usize = 2;
 
-/// What the I/O thread is asked to do.  It does one thing at a time.
+/// Requests to the I/O thread, which it handles one by one
 #[derive(Default)]
 struct Requests {
     made: u32,
@@ -119,7 +120,7 @@ impl Io {
     }
 }
 
-/// The thread with the big QEMU lock
+/// The thread that has the big QEMU lock
 struct MainLoop {
     exchange: Arc<HintExchange<Element>>,
     log: Arc<loom::sync::Mutex<Log>>,
@@ -127,12 +128,12 @@ struct MainLoop {
     io: Arc<Io>,
     io_thread: loom::thread::JoinHandle<()>,
     added: u32,
-    /// Elements that were returned, in this order
+    /// The elements that were returned, in order
     returned: Vec<Processed<Element>>,
 }
 
 impl MainLoop {
-    /// A round has been requested.
+    /// Begins with a round that has been requested.
     fn new() -> Self {
         let exchange = Arc::<HintExchange<Element>>::default();
         let io = Arc::<Io>::default();
@@ -173,7 +174,7 @@ impl MainLoop {
         }
     }
 
-    /// Wait until the I/O thread has done everything.
+    /// Wait until the I/O thread has processed everything.
     fn wait_for_io(&self) {
         loop {
             self.io.wait(|r| r.done == r.made);
@@ -189,7 +190,7 @@ impl MainLoop {
         self.returned.extend(processed);
     }
 
-    /// No hints may come after this, of which the beginning is known to the log.
+    /// From now on, the log does not accept any hints.
     fn forbid(&self) {
         self.log.lock().unwrap().forbidden = true;
     }
@@ -198,7 +199,8 @@ impl MainLoop {
         self.log.lock().unwrap().forbidden = false;
     }
 
-    /// The end: those that were not dropped have been returned, in order, once.
+    /// Checks that each element was either dropped, or returned once and in
+    /// order
     fn check(mut self) {
         self.wait_for_io();
         self.io.change(|r| r.quit = true);
@@ -217,7 +219,7 @@ impl MainLoop {
     }
 }
 
-/// Nobody is in a hurry: all hints are passed on.
+/// The main loop does not interrupt the I/O thread: all hints are passed on.
 fn all_is_processed() {
     let mut main = MainLoop::new();
     main.begin();
@@ -258,7 +260,7 @@ fn stop(ended_early: &AtomicBool) {
     main.wait_for_io();
     assert_eq!(main.hints().len(), hints);
 
-    // Waiting does not have an effect on the next round.
+    // That the main loop has waited has no effect on the next round.
     main.exchange.update(Hinting::request);
     main.allow();
     main.begin();
@@ -268,7 +270,7 @@ fn stop(ended_early: &AtomicBool) {
     main.check();
 }
 
-/// The queue is reset: all of its elements are released, and none is returned.
+/// The queue is reset: all of its elements are dropped, and none is returned.
 fn drop_all(ended_early: &AtomicBool) {
     let mut main = MainLoop::new();
     main.begin();
@@ -290,7 +292,7 @@ fn drop_all(ended_early: &AtomicBool) {
     main.check();
 }
 
-/// The VM is stopped: all elements are returned, now.
+/// The VM is stopped: all elements are returned at once.
 fn finish_all(ended_early: &AtomicBool) {
     let mut main = MainLoop::new();
     main.begin();
@@ -308,7 +310,7 @@ fn finish_all(ended_early: &AtomicBool) {
     main.check();
 }
 
-/// With a limit to preemptions, as loom's authors recommend
+/// Limits the number of preemptions, as loom's authors recommend
 fn explore(preemptions: u32, scenario: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(preemptions as usize);
@@ -325,8 +327,8 @@ fn check_all(preemptions: u32) {
         let ended_early = Arc::new(AtomicBool::new(false));
         let flag = ended_early.clone();
         explore(preemptions, move || scenario(&flag));
-        // Whoever waits does not wait for all hints of an element, at least
-        // not always.
+        // At least in some interleavings, waiting must not take all hints of an
+        // element.
         assert!(
             ended_early.load(Ordering::Relaxed),
             "{name} never ends an element"
@@ -334,7 +336,8 @@ fn check_all(preemptions: u32) {
     }
 }
 
-/// Look for a mistake with all interleavings with so many preemptions.
+/// Look for a mistake in all interleavings with up to `preemptions`
+/// preemptions.
 pub fn find_mistake(preemptions: u32) -> Result<(), String> {
     catch_unwind(AssertUnwindSafe(|| check_all(preemptions))).map_err(|panic| {
         panic

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-// Like mutations.rs, for what the model of the threads has to notice.  The first
-// one is not a mistake.
+// Like mutations.rs, for mistakes that the model of the threads has to notice.
+// The first entry is not a mistake.
 &[
     ("unchanged", "hint_exchange.rs", "inner.waiting = true;", "inner.waiting = true;"),
     ("no_wait", "hint_exchange.rs", "let taken = inner.taken;", "let taken = 0;"),

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-// A model of a driver, and of what the device does with its requests.  This file
-// is included by modules that define `balloon`: the crate, or a copy of it with a
-// mistake.
+// A model of a driver, and of the rest of the device.  This file is included by
+// modules that define `balloon`: the crate, or a copy of it with a mistake.
 
 use std::{
     cell::{Cell, RefCell},
@@ -23,20 +22,20 @@ use self::balloon::{
     runs::{Run, Runs},
 };
 
-/// More calls than any turn needs
+/// More calls than any scenario needs
 const ENDLESS: u32 = 200_000;
 /// Size of the pages that are reported, in bytes
 const PAGE: u64 = 4096;
 
-/// What the driver sends
+/// A request of the driver
 #[derive(Clone, Debug)]
 struct Request {
     pfns: Vec<u32>,
-    /// Sizes in pages, of what is RAM
+    /// Sizes in host pages; `None` if a buffer is not RAM
     buffers: Vec<Option<u64>>,
 }
 
-/// What happens while the device calls something
+/// What happens during a call of the device
 #[derive(Clone, Copy, Debug)]
 enum Nested {
     Nothing,
@@ -56,16 +55,17 @@ enum Op {
     /// Make a request available without notifying the queue
     Add(Request),
     Kick,
-    /// Iterations of the main loop, which may be for other reasons
+    /// Iterations of the main loop, whether or not the device has asked for
+    /// them
     MainLoop(u8),
     Stop,
     Cont,
     Reset,
-    /// To another QEMU
+    /// Migrate to another QEMU
     Migrate,
     /// Whether reports may be discarded
     Inhibit(bool),
-    /// Whether the host has memory for pages
+    /// Whether the host has memory to populate pages
     Memory(bool),
 }
 
@@ -130,7 +130,7 @@ fn scenario() -> impl Strategy<Value = Scenario> {
         })
 }
 
-/// What became of an element
+/// The state of an element
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     InFlight,
@@ -139,10 +139,11 @@ enum Fate {
     Dropped,
 }
 
-/// An element that the device has taken from the queue
+/// An element that the device has popped
 struct Element {
     id: usize,
-    /// Which life of the queue it comes from
+    /// The life of the queue in which it was popped.  A reset begins a new
+    /// life.
     life: u32,
     popped_at: u64,
     request: Rc<Request>,
@@ -152,9 +153,9 @@ struct Element {
 
 #[derive(Default)]
 struct Log {
-    /// Elements that are in flight, from the current life of the queue
+    /// Elements in flight that were popped in the current life of the queue
     in_flight: RefCell<Vec<usize>>,
-    /// All elements that exist, from any life
+    /// The number of elements that exist, from any life
     alive: Cell<usize>,
     life: Cell<u32>,
 }
@@ -183,35 +184,37 @@ struct World<W> {
     page_size: u64,
     running: Cell<bool>,
     has_memory: Cell<bool>,
-    /// It had none in the current call.
+    /// The host had no memory in the current call of the device.
     refused: Cell<bool>,
-    /// How long the timer was last armed for
+    /// The latest delay of the timer
     delay: Cell<u32>,
-    /// It is armed.
+    /// The timer is armed.
     timer: Cell<bool>,
-    /// PFNs that the device has read, and pages that it has counted
+    /// How many PFNs the device has read, and how many pages it has counted
     read: Cell<u64>,
     counted: Cell<u64>,
     scheduled: Cell<bool>,
-    /// Whether this call of the device has scheduled another one
+    /// Whether the current call of the device has requested another one
     left_work: Cell<bool>,
-    /// Iterations of the main loop since the last turn, if that has left work
+    /// Iterations of the main loop since the last turn; `None` if that turn has
+    /// left no work
     since_turn: Cell<Option<u32>>,
     inhibited: Cell<bool>,
     /// IDs and requests, in the order in which the driver sent them
     available: RefCell<VecDeque<(usize, Rc<Request>)>>,
     next_id: Cell<usize>,
-    /// All of them
+    /// All requests, by ID
     requests: RefCell<HashMap<usize, Rc<Request>>>,
-    /// Requests with lower IDs are known to the device, or will be
+    /// The device was notified, or will be, of requests with lower IDs than
+    /// this
     notified: Cell<usize>,
     returned: RefCell<BTreeSet<usize>>,
     last_returned: Cell<Option<usize>>,
-    /// Time, counted in calls
+    /// The time, which is the number of calls
     now: Cell<u64>,
-    /// When a page was last discarded
+    /// When each page was last discarded
     discarded: RefCell<HashMap<u64, u64>>,
-    /// Up to where buffers were discarded, in bytes
+    /// How many bytes of each buffer were discarded
     reported: RefCell<HashMap<(usize, usize), u64>>,
     to_be_notified: Cell<bool>,
     /// The queue was reset, and not notified since then
@@ -219,7 +222,7 @@ struct World<W> {
     nested: RefCell<VecDeque<Nested>>,
     depth: Cell<u32>,
     calls: Cell<u32>,
-    /// Used in the current turn
+    /// The part of the budget that the current call has used
     used: Cell<(usize, usize, usize, u64)>,
 }
 
@@ -337,12 +340,12 @@ impl<W: Default> World<W> {
     }
 }
 
-/// The part of the device for one of the queues, in one life of the queue
+/// The port of one of the queues, made for one life of the queue
 trait Device: Port<Element = Element>
 where
     Self::Work: Work<Self>,
 {
-    /// The device as it is at the moment
+    /// The port for the current life of the queue
     fn now(world: &Rc<World<Self::Work>>) -> Self;
     fn world(&self) -> &Rc<World<Self::Work>>;
 
@@ -355,7 +358,7 @@ where
         assert!(!at_once || w.now.get() > before, "a reset does not end the pause");
     }
 
-    /// Call the device, and check what it did if that was not from inside.
+    /// Call the device.  Unless this is a nested call, check what it did.
     fn handle(&self, event: Event) {
         let w = self.world();
         let outermost = w.depth.get() == 0;
@@ -385,7 +388,7 @@ where
         drop(work);
     }
 
-    /// Something that the device calls can call the device.
+    /// The device has called something, which can call the device.
     fn called(&self) {
         let w = self.world();
         let nested = w.nested.borrow_mut().pop_front();
@@ -393,7 +396,7 @@ where
             pfns: vec![7, 3],
             buffers: vec![Some(1)],
         };
-        // The reentrancy guard of QEMU ends it somewhere
+        // In QEMU, the reentrancy guard limits the depth
         if w.depth.get() > 3 {
             return;
         }
@@ -413,17 +416,18 @@ where
         }
     }
 
-    /// After a turn
+    /// Checks after a turn
     fn check_turn(&self) {
         let w = self.world();
         assert!(!w.to_be_notified.get(), "the driver was not notified");
-        // What is in flight when the VM is stopped may take another turn
+        // When the VM is stopped, finishing what is in flight has a budget of
+        // its own
         let n = if w.running.get() { 1 } else { 2 };
         let (buffers, pfns, ranges, bytes) = w.used.get();
         // An element has at most 5 buffers here
         assert!(buffers <= w.budget.buffers + 5, "budget for buffers");
         assert!(pfns <= w.budget.pfns, "budget for PFNs");
-        // Each counts as two
+        // Each range is charged as two
         assert!(ranges <= n * w.budget.ranges.next_multiple_of(2), "budget for ranges");
         let page = w.page_size * PAGE;
         let limit = n as u64 * w.budget.bytes.next_multiple_of(page);
@@ -438,8 +442,8 @@ where
         assert_eq!(w.log.alive.get(), in_flight, "kept over a reset");
     }
 
-    /// The monitor gets its turn before the device works again, however often
-    /// the driver kicks.
+    /// The main loop runs twice before the device works again, however often
+    /// the driver notifies the queue.
     fn check_pause(&self) {
         let w = self.world();
         if w.used.get() == (0, 0, 0, 0) {
@@ -460,7 +464,7 @@ where
         let w = self.world();
         if w.running.replace(false) {
             w.since_turn.set(None);
-            // What waited for memory is put back.
+            // Elements that waited for memory are put back.
             w.delay.set(0);
             w.used.set((0, 0, 0, 0));
             w.depth.set(w.depth.get() + 1);
@@ -474,7 +478,7 @@ where
         let w = self.world();
         w.scheduled.set(false);
         w.since_turn.set(w.since_turn.get().map(|n| n + 1));
-        // Time stands still while the VM is stopped.
+        // The clock of the timer is stopped while the VM is.
         if w.running.get() && w.timer.replace(false) {
             self.handle(Event::Retry);
         }
@@ -505,7 +509,7 @@ where
                 w.timer.set(false);
                 w.fresh.set(false);
                 self.handle(Event::Arrived);
-                // the new one looks at all that there is
+                // the new device looks at all available requests
                 w.notified.set(w.next_id.get());
                 self.cont();
             }
@@ -514,7 +518,8 @@ where
         }
     }
 
-    /// All that the device was notified of is done in the end.
+    /// Checks that all requests of which the device was notified are done in
+    /// the end
     fn finish_all(&self) {
         let w = self.world();
         w.has_memory.set(true);
@@ -546,8 +551,8 @@ where
     device.finish_all();
 }
 
-/// Try random scenarios; returns the smallest one that has been found to go
-/// wrong, with the reason.
+/// Try random scenarios.  If one fails, returns the reason, and the smallest
+/// scenario that was found to fail.
 fn try_all<D: Device>(cases: u32) -> Result<(), (String, Box<Scenario>)>
 where
     D::Work: Work<D>,
@@ -558,8 +563,8 @@ where
         ..Config::default()
     };
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
-    // Each scenario that goes wrong panics, and many do while the smallest one
-    // is being looked for.
+    // Each scenario that fails panics, and many do while proptest looks for the
+    // smallest one.
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
     let result = TestRunner::new_with_rng(config, rng).run(&scenario(), |s| {
@@ -574,7 +579,7 @@ where
     }
 }
 
-/// Try scenarios for each queue.
+/// Try random scenarios for each kind of queue.
 pub fn find_mistake(cases: u32) -> Result<(), String> {
     let result = try_all::<Pages>(cases).and_then(|()| try_all::<Reports>(cases));
     result.map_err(|(reason, scenario)| format!("{reason}\n{scenario:?}"))

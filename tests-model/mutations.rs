@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
 // Mistakes that the properties have to notice: a name, the file in
-// hw-virtio-balloon/core/src, what to replace, by what.  That an element is
-// returned twice is not among them, because it would not compile: elements are
-// moved.
+// hw-virtio-balloon/core/src, the text to replace, and its replacement.  There
+// is no mistake that returns an element twice, because it would not compile: an
+// element is moved when it is returned.
 &[
     ("lost_at_a_stop", "engine.rs", "work.put_back(self);", "*work = Default::default();"),
     ("in_flight_after_a_stop", "engine.rs", "if !self.vm_running() && self.is_current()", "if false && self.is_current()"),

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-// The part of the device for each queue, with what it needs from the model.  This
-// file is included by model.rs.
+// The two kinds of queues, with what each needs from the model.  This file is
+// included by model.rs.
 
-/// With the life of the queue that it is made for
+/// The second field is the life of the queue for which the port is made.
 struct Pages(Rc<World<PageWork<Element>>>, u32);
 struct Reports(Rc<World<ReportWork<Element>>>, u32);
 
@@ -70,7 +70,7 @@ macro_rules! impl_device {
             }
             fn schedule_after(&self, delay: u32) {
                 assert!(self.0.running.get() && self.0.refused.get());
-                // It doubles, up to a second, until there is memory
+                // The delay doubles, up to a second, until there is memory
                 let last = self.0.delay.replace(delay);
                 assert_eq!(delay, (2 * last).clamp(1, 1000), "delay");
                 self.0.left_work.set(true);
@@ -84,7 +84,7 @@ impl_device!(Pages, PageWork<Element>);
 impl_device!(Reports, ReportWork<Element>);
 
 impl Pages {
-    /// An element is about to be returned.
+    /// Called before an element is returned
     fn check(&self, elem: &Element) {
         let discarded = self.0.discarded.borrow();
         for pfn in &elem.request.pfns {
@@ -99,7 +99,7 @@ impl Pages {
 
 impl PagePort for Pages {
     fn discard(&self, pfns: usize, pieces: &mut Pieces<'_>, budget: &mut Budget) -> Option<Tally> {
-        // No more than that, and all if it is not less
+        // `pfns` must not be less than the number of PFNs of all elements
         let total: usize = {
             let requests = self.0.requests.borrow();
             let all = self.0.log.in_flight.borrow();
@@ -125,7 +125,7 @@ impl PagePort for Pages {
                 discarded.insert(pfn.into(), now);
             }
         } else {
-            // A part of it is done, the device does not know which
+            // Some pages may be done, but the device does not know which
             self.0.refused.set(true);
         }
         self.called();
@@ -159,7 +159,8 @@ impl PagePort for Pages {
         self.0.tick();
         let in_flight = self.0.log.in_flight.borrow().len();
         assert!(in_flight <= self.0.batch, "too many elements together");
-        // The same page can be in an element more than once
+        // An element can have a page more than once, so this is not the number
+        // of PFNs
         self.0.counted.set(self.0.counted.get() + tally.ram);
         assert!(self.0.counted.get() <= self.0.read.get(), "counted twice");
     }

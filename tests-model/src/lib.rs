@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! Property tests of `virtio_balloon_core`, which has no dependencies because it
-//! is built as a part of QEMU
+//! Property tests of `virtio_balloon_core`.  They are not in that crate because
+//! it is built as a part of QEMU, and cannot have dependencies.
 //!
-//! `model.rs` is the model, with the properties.  `tests/properties.rs`
-//! checks them, and `tests/mutations.rs` checks that they notice mistakes:
-//! `mutations.rs`, which the build script turns into copies of the crate with
-//! one mistake each.
+//! `model.rs` has the model and the properties.  `tests/properties.rs` checks
+//! the properties.  `tests/mutations.rs` checks that they notice mistakes: the
+//! build script makes copies of the crate, each with one mistake from
+//! `mutations.rs`.
 
-/// The copies of the crate, by the name of the mistake; each with a function that
-/// looks for it, as long as its argument tells
+/// The copies of the crate: the name of the mistake, and a function that looks
+/// for it.  Its argument says how much to try.
 pub type Mutants = [(&'static str, fn(u32) -> Result<(), String>)];
 
-/// The names of the mistakes that `find` does not notice
+/// The names of the mistakes that `find` does not find
 pub fn missed(
     mutants: &Mutants,
     find: impl Fn(fn(u32) -> Result<(), String>) -> Result<(), String>,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! What docs/architecture.md says of the modules of the device.  Those of xtask import
-//! one way as well.
+//! Checks what docs/architecture.md says of the modules of the device, and that
+//! imports between the modules of xtask go one way, too
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// No file is longer than about this.
+/// Files should not have more lines than about this.
 const MAX_LINES: usize = 500;
 
 fn device() -> PathBuf {
@@ -35,13 +35,13 @@ fn sources(dir: &Path) -> BTreeMap<String, String> {
     sources
 }
 
-/// The module that a file is, or is a part of
+/// The module that a file belongs to
 fn module(file: &str) -> &str {
     file.split('/').next().unwrap().trim_end_matches(".rs")
 }
 
-/// What each module imports from others of the crate.  Only the code counts, not
-/// the comments.
+/// The modules of the same crate that each module imports.  Comments do not
+/// count.
 fn imports(sources: &BTreeMap<String, String>) -> BTreeMap<&str, BTreeSet<&str>> {
     let modules: BTreeSet<&str> = sources.keys().map(|file| module(file)).collect();
     let mut imports: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
@@ -51,7 +51,7 @@ fn imports(sources: &BTreeMap<String, String>) -> BTreeMap<&str, BTreeSet<&str>>
             .filter(|line| !line.trim_start().starts_with("//"))
             .collect::<Vec<_>>()
             .join(" ");
-        // crate::a, and each of crate::{a::.., b::..}
+        // crate::a, and each name in crate::{a::.., b::..}
         for part in code.split("crate::").skip(1) {
             let list = part.split(';').next().unwrap();
             let words = list.split(|c: char| !c.is_alphanumeric() && c != '_');
@@ -72,7 +72,7 @@ fn imports_go_one_way() {
     for dir in ["src", "core/src", "../rust/virtio/src", "../xtask/src"] {
         let sources = sources(&device().join(dir));
         let mut left = imports(&sources);
-        // Remove what imports nothing that is left, until nothing is left
+        // Remove modules that import none of the others, until nothing is left
         while !left.is_empty() {
             let modules: BTreeSet<&str> = left.keys().copied().collect();
             left.retain(|_, used| used.iter().any(|m| modules.contains(m)));
@@ -105,7 +105,7 @@ fn no_file_is_too_long() {
         let dir = device().join("..").join(dir);
         for (file, text) in sources(&dir) {
             let lines = text.lines().count();
-            // about: the limit, and a tenth
+            // allow for a tenth more
             assert!(lines <= MAX_LINES * 11 / 10, "{file} has {lines} lines");
         }
     }
@@ -132,8 +132,8 @@ fn a_circle_is_found() {
     );
 }
 
-/// The bodies of all functions of that name in a file.  They end with a brace that
-/// is as far to the right as the beginning.
+/// The bodies of all functions with this name in a file.  A body ends with a
+/// brace that is indented like the function.
 fn bodies(text: &str, name: &str) -> Vec<String> {
     let lines: Vec<_> = text.lines().collect();
     let is_it = |line: &str| {
@@ -151,8 +151,8 @@ fn bodies(text: &str, name: &str) -> Vec<String> {
         .collect()
 }
 
-/// What is called through a function pointer, macro or type parameter, and what the
-/// code has instead of its name
+/// Functions that are called through a function pointer, macro or type
+/// parameter, and the text of the call
 const INDIRECT: &[(&str, &str)] = &[("handle_output", "F::call(")];
 
 #[test]

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! docs/conformance.md names tests, which have to exist
+//! Checks that the tests exist that docs/conformance.md names
 
 use std::{ffi::OsStr, fs, path::Path};
 
@@ -14,8 +14,8 @@ const TESTS: [&str; 4] = [
     "hw-virtio-balloon",
 ];
 
-/// The text of all tests below a directory, except for this one, which would
-/// find what it looks for in itself
+/// The text of all tests below a directory, except for this file, where each
+/// name would be found
 fn read_tests(dir: &Path, text: &mut String) {
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
@@ -32,8 +32,9 @@ fn read_tests(dir: &Path, text: &mut String) {
     }
 }
 
-/// Whether a name is that of a test: of a function, or in a table of qtests.
-/// `config/NAME` is a qtest for the layout NAME of the configuration space.
+/// Whether there is a test with this name: a function, or a row in a table of
+/// qtests. `config/NAME` is a qtest for the layout NAME of the configuration
+/// space.
 fn exists(name: &str, tests: &str) -> bool {
     let layout = name.strip_prefix("config/").unwrap_or(name);
     let in_rust = |code: &str| {
@@ -53,7 +54,7 @@ fn exists(name: &str, tests: &str) -> bool {
         || in_rust(&format!("fn {name}()"))
 }
 
-/// The rows of the tables, without those above the line
+/// The rows of the tables, without the headings
 fn rows(document: &str) -> Vec<Vec<&str>> {
     let mut rows = Vec::new();
     let mut in_body = false;
@@ -88,7 +89,7 @@ fn all_tests_that_are_named_exist() {
         };
         assert!(section.starts_with(|c: char| c.is_ascii_digit()), "{what}");
         assert!(!does.is_empty(), "{what}");
-        // those between two backquotes
+        // names are between backquotes
         let named: Vec<_> = test.split('`').skip(1).step_by(2).collect();
         for name in &named {
             assert!(exists(name, &tests), "{what}: there is no test {name}");

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! The threads that work on hints: all interleavings, and mistakes in the locking
+//! The threads that process hints: all interleavings, and mistakes in the
+//! locking
 
-// The copies of the crate are not to be read, or improved.
+// Lints do not matter in generated copies of the crate.
 #![allow(
     unused,
     clippy::all,
@@ -15,7 +16,8 @@ include!(concat!(env!("OUT_DIR"), "/hint_mutants.rs"));
 
 #[test]
 fn all_interleavings() {
-    // seconds; there are six times as many with 4
+    // this takes seconds; with 4 preemptions there are six times as many
+    // interleavings
     unchanged::find_mistake(3).unwrap();
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! The engine keeps what it promises, whatever the driver does and whatever
-//! happens meanwhile.
+//! Checks the properties of the engine, whatever the driver does and whatever
+//! happens during a turn
 
 mod real {
     use virtio_balloon_core as balloon;
@@ -10,7 +10,7 @@ mod real {
 
 #[test]
 fn engine() {
-    // The same scenarios in each run, unless there are to be more
+    // Each run has the same scenarios; PROPTEST_CASES sets their number
     let cases = std::env::var("PROPTEST_CASES").map_or(5_000, |n| n.parse().unwrap());
     if let Err(mistake) = real::find_mistake(cases) {
         panic!("{mistake}");
