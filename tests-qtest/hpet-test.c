@@ -45,7 +45,7 @@ static void run_pit(QTestState *qts)
     qtest_clock_step(qts, 1000000);
 }
 
-/* The PIT is disconnected as long as the HPET replaces it. */
+/* The PIT is disconnected while the HPET replaces it. */
 static void legacy_replacement(void)
 {
     QTestState *qts = qtest_init("-machine pc,hpet=on");
@@ -63,11 +63,11 @@ static void legacy_replacement(void)
     run_pit(qts);
     g_assert_false(qtest_get_irq(qts, PIT_IRQ));
 
-    /* Its output is high since some time, and is visible at once. */
+    /* Its output has been high for some time, and is visible at once. */
     set_hpet_config(qts, 0);
     g_assert_true(qtest_get_irq(qts, PIT_IRQ));
 
-    /* The same once more, with the output low */
+    /* The same again, with the output low */
     start_pit(qts);
     set_hpet_config(qts, HPET_CFG_LEGACY);
     set_hpet_config(qts, 0);
@@ -78,7 +78,7 @@ static void legacy_replacement(void)
     qtest_quit(qts);
 }
 
-/* The message of a timer turns the HPET off. */
+/* The message of a timer writes to a register, which turns the HPET off. */
 static void message_to_itself(const void *data)
 {
     uint32_t type = GPOINTER_TO_UINT(data);
@@ -94,9 +94,9 @@ static void message_to_itself(const void *data)
     g_assert_cmphex(qtest_readl(qts, HPET_BASE + HPET_CFG), ==, 0);
 
     /*
-     * It can do so again.  Not if the interrupt was not acknowledged, as it is
-     * signaled as soon as the HPET is turned on, for which the C implementation
-     * holds a lock.
+     * The timer can do so again, except if its interrupt was not acknowledged.
+     * Then the interrupt is signaled as soon as the HPET is turned on, while
+     * the C implementation holds a lock.
      */
     if (type & HPET_TN_LEVEL) {
         qtest_quit(qts);
@@ -109,7 +109,7 @@ static void message_to_itself(const void *data)
     qtest_quit(qts);
 }
 
-/* A message that is sent by a reset does not change what was reset. */
+/* A message that a reset sends does not change registers that were reset. */
 static void message_at_reset(void)
 {
     QTestState *qts = qtest_init("-machine pc,hpet=on");
@@ -122,7 +122,7 @@ static void message_at_reset(void)
     qtest_clock_step(qts, 100000000);
     g_assert_cmphex(qtest_readl(qts, RAM), ==, 0x12345678);
 
-    /* It is sent again, as the interrupt was not acknowledged. */
+    /* The message is sent again, because the interrupt was not acknowledged. */
     qtest_writeq(qts, HPET_BASE + HPET_T0_ROUTE,
                  (HPET_BASE + HPET_CFG) << 32 | HPET_CFG_LEGACY);
     qtest_system_reset(qts);

@@ -12,12 +12,12 @@
 #include "standard-headers/linux/virtio_mmio.h"
 #include "standard-headers/linux/virtio_pci.h"
 
-/* What QEMU offers for all virtio devices */
+/* Features that QEMU offers for all virtio devices */
 #define F_RING      (BIT64(VIRTIO_RING_F_INDIRECT_DESC) | \
                      BIT64(VIRTIO_RING_F_EVENT_IDX))
-/* not through the legacy interface, which only has 32 bits */
+/* not offered through the legacy interface, which has only 32 bits */
 #define F_MODERN    (BIT64(VIRTIO_F_VERSION_1) | BIT64(VIRTIO_F_RING_RESET))
-/* only through the legacy interface */
+/* only offered through the legacy interface */
 #define F_LEGACY    (BIT64(VIRTIO_F_NOTIFY_ON_EMPTY) | \
                      BIT64(VIRTIO_F_ANY_LAYOUT))
 
@@ -151,7 +151,7 @@ static bool have_counters(void)
 
 bool is_rust_device(void)
 {
-    /* "c" or "rust"; then that is what it has to be. */
+    /* "c" or "rust": the implementation that is expected, if set */
     const char *expected = getenv("QTEST_BALLOON_DEVICE");
 
     return expected ? !strcmp(expected, "rust") : have_counters();
@@ -193,7 +193,7 @@ static void find_mmio(Balloon *b)
     uint64_t ram = arm ? 0x40000000 : 0;
     int i;
 
-    /* The order in which transports are used is up to the machine */
+    /* The order in which transports are used depends on the machine */
     for (i = 0; i < 32; i++) {
         uint64_t addr = base + i * 0x200;
 
@@ -322,7 +322,7 @@ void assert_broken(Balloon *b)
     }
 }
 
-/* Where PCI devices have their configuration space in the BAR */
+/* Offset of the device-specific configuration in the BAR of a PCI device */
 static uint64_t pci_config(Balloon *b, uint64_t offset)
 {
     return offset + (b->offered & BIT64(VIRTIO_F_VERSION_1) ?
@@ -425,7 +425,10 @@ uint32_t submit_element(Balloon *b, int q, const Buffer *buffers, int n)
 {
     uint32_t head = add_element(b, q, buffers, n);
 
-    /* It may be blocked if the VM is stopped, but will look at the queue. */
+    /*
+     * If the VM is stopped, the I/O thread may be blocked, but will look at the
+     * queue when the VM continues.
+     */
     if (q == b->hint_vq && !b->hints_polled && !b->vm_stopped) {
         wait_hint_queue_idle(b);
     }
@@ -446,7 +449,7 @@ void make_available(Balloon *b, int q, const uint32_t *heads, int n)
     QVirtQueue *vq = b->vq[q];
     uint16_t idx = qtest_readw(b->qts, vq->avail + 2);
 
-    /* qvirtqueue_kick() adds the last one. */
+    /* qvirtqueue_kick() makes the last element available. */
     for (int i = 0; i < n - 1; i++) {
         qtest_writew(b->qts, vq->avail + 4 + 2 * ((idx + i) % vq->size),
                      heads[i]);
@@ -544,7 +547,7 @@ void set_balloon(Balloon *b, uint64_t value)
 
 uint64_t get_counter(Balloon *b, const char *name)
 {
-    /* The path is that of the proxy, which has an alias of the property */
+    /* This is the path of the proxy, which has an alias of the property */
     QDict *counters = qtest_qmp_assert_success_ref(
         b->qts, "{ 'execute': 'qom-get', 'arguments': { 'path': %s,"
         " 'property': 'balloon-counters' } }", BALLOON_PATH);

@@ -19,8 +19,9 @@
 #include "standard-headers/linux/virtio_ring.h"
 
 /*
- * When to give up.  Nothing takes nearly that long, and no test passes because
- * of it: it only has to be shorter than the timeout of the test as a whole.
+ * Time after which a test fails.  Nothing takes nearly as long, and no test
+ * passes because of this limit.  It only has to be shorter than the timeout of
+ * the whole test program.
  */
 #define TIMEOUT_US      (100 * G_USEC_PER_SEC)
 
@@ -68,7 +69,7 @@ enum { IVQ, DVQ, SVQ };
 typedef struct Transport {
     const char *name;
     const char *machine;
-    /* With all options but those of the balloon itself */
+    /* The options for QEMU, without those of the balloon itself */
     const char *device;
     /* The features of the transport and the rings */
     uint64_t features;
@@ -88,41 +89,41 @@ typedef struct Balloon {
     QVirtQueue *vq[5];
     int num_queues;
     int hint_vq, reporting_vq;
-    /* The I/O thread may look for hints without being notified. */
+    /* The I/O thread may poll for hints without being notified. */
     bool hints_polled;
-    /* The device may not have been notified of the last hint. */
+    /* The device may not have been notified of the last element with a hint. */
     bool hint_not_kicked;
     bool vm_stopped;
 } Balloon;
 
-/* A test that is run for each transport */
+/* A test that runs with each transport */
 typedef struct TransportTest {
     const char *name;
     void (*fn)(const void *transport);
-    /* The test needs a PC, and the device on its PCI bus. */
+    /* The test needs a PC, with the device on the PCI bus. */
     bool pc_only;
-    /* For how many VMs there have to be enough huge pages */
+    /* The number of VMs for which there have to be enough huge pages */
     int huge_vms;
 } TransportTest;
 
 /*
- * The transports that the driver knows, and for which QEMU has the machine.
- * The last one is NULL.
+ * The transports that the driver supports, and for whose machine there is a
+ * QEMU.  The last entry is NULL.
  */
 const Transport *const *transports(void);
 
-/* Add tests for all transports.  They must exist until they are run. */
+/* Add tests for all transports. @tests must exist until they have run. */
 void add_transport_tests(const TransportTest *tests, size_t n);
 
 /* Whether there are enough huge pages for the memory of some VMs */
 bool have_huge_pages(int vms);
 
-/* Whether the device is the one in Rust, which has more properties */
+/* Whether the device is the Rust implementation, which has more properties */
 bool is_rust_device(void);
 
 /*
- * The main function of a program with tests that only the device in Rust
- * passes; they are skipped with the one in C.
+ * The main function of a program with tests that only pass with the Rust
+ * implementation, and are skipped with the C implementation
  */
 int run_rust_tests(int argc, char **argv, const char *name,
                    const TransportTest *tests, size_t n);
@@ -134,13 +135,15 @@ int run_rust_tests(int argc, char **argv, const char *name,
 /* Start QEMU, and leave the initialization of the device to the test. */
 Balloon *balloon_boot(const Transport *t, const char *options);
 
-/* Accept the wanted features, as far as they are offered, and set up queues. */
+/*
+ * Accept those wanted features that the device offers, and set up the queues.
+ */
 void balloon_negotiate(Balloon *b, uint64_t wanted);
 
 /* Start QEMU, and initialize the device. */
 Balloon *balloon_start(const Transport *t, const char *options);
 
-/* Reset by the driver, and initialization from the start */
+/* Have the driver reset the device, and initialize it from the start. */
 void balloon_restart(Balloon *b, uint64_t wanted);
 
 void balloon_free_queues(Balloon *b);
@@ -151,10 +154,10 @@ uint8_t balloon_status(Balloon *b);
 /* Whether the driver can see that it did something wrong */
 bool is_broken(Balloon *b);
 
-/* The same for legacy drivers, which do not know NEEDS_RESET */
+/* The same, but also works for legacy drivers, which do not know NEEDS_RESET */
 bool is_broken_for_qmp(Balloon *b);
 
-/* The driver did something wrong, and has to reset the device. */
+/* Check that the device is broken until the driver resets it. */
 void assert_broken(Balloon *b);
 
 void config_writel(Balloon *b, uint64_t offset, uint32_t value);
@@ -165,19 +168,20 @@ uint32_t config_readl(Balloon *b, uint64_t offset);
  * Queues
  */
 
-/* Wait until an element returns; it must be the given one. */
+/* Wait until an element is used; it must be @head. */
 void wait_used(Balloon *b, int q, uint32_t head);
 
 /*
- * No element returns, even after everything that is pending was done.  This is
- * about the main loop; there is nothing to tell what an I/O thread has seen.
+ * Check that no element is used, even after all pending work was done.  This
+ * only covers the main loop: a test cannot know what an I/O thread has
+ * processed.
  */
 void assert_not_used(Balloon *b, int q);
 
 /*
- * Wait until an I/O thread that does not want to be notified has done all that
- * it has to do.  It never has while a round of hinting is active, and while the
- * VM is stopped it goes no further.
+ * Wait until an I/O thread that has turned notifications off has nothing left
+ * to do.  While a round of hinting is active, that never happens.  While the VM
+ * is stopped, the I/O thread does not continue.
  */
 void wait_hint_queue_idle(Balloon *b);
 
@@ -189,25 +193,25 @@ typedef struct Buffer {
     bool write;
 } Buffer;
 
-/* Add an element to the descriptors only. */
+/* Add an element to the descriptor table, without making it available. */
 uint32_t add_element(Balloon *b, int q, const Buffer *buffers, int n);
 
 /* Make an element available, and notify the device. */
 uint32_t submit_element(Balloon *b, int q, const Buffer *buffers, int n);
 
-/* The same with only one buffer */
+/* The same, for an element with one buffer */
 uint32_t submit(Balloon *b, int q, uint64_t addr, uint32_t len, bool write);
 
-/* Make elements available that were added, with only one notification. */
+/* Make elements available that were added before, with one notification. */
 void make_available(Balloon *b, int q, const uint32_t *heads, int n);
 
-/* The same, and wait until they return in order */
+/* The same, and wait until the elements are used in order. */
 void send_batch(Balloon *b, int q, const uint32_t *heads, int n);
 
-/* Write data to memory of the guest that is not used for anything else. */
+/* Write data to guest memory that is not used for anything else. */
 uint64_t put(Balloon *b, const void *data, size_t len);
 
-/* Inflate or deflate, and wait until it is done. */
+/* Send PFNs to inflate or deflate, and wait until the element is used. */
 void send_pfns(Balloon *b, int q, const uint32_t *pfns, int n);
 
 /* Allocate guest pages that contain a pattern. */
@@ -215,10 +219,10 @@ uint64_t alloc_pages(Balloon *b, int n);
 
 uint32_t pfn(uint64_t addr);
 
-/* Whether a page consists of zeroes; otherwise it must have the pattern. */
+/* Whether a page contains zeroes; if not, it must contain the pattern. */
 bool is_zero(Balloon *b, uint64_t addr);
 
-/* Check pages: in the string there is a '0' for each that is zero. */
+/* Check pages: a '0' in @expected stands for a page of zeroes. */
 void assert_pages(Balloon *b, uint64_t addr, const char *expected);
 
 /*
@@ -228,16 +232,16 @@ void assert_pages(Balloon *b, uint64_t addr, const char *expected);
 int64_t query_balloon(Balloon *b);
 void set_balloon(Balloon *b, uint64_t value);
 
-/* One of the balloon-counters, which only the device in Rust has */
+/* A member of balloon-counters, a property of the Rust implementation */
 uint64_t get_counter(Balloon *b, const char *name);
 
 void stop_vm(Balloon *b);
 void continue_vm(Balloon *b);
 
-/* The device itself, behind its proxy (if there is one) */
+/* The QOM path of the device itself, not of its proxy */
 const char *backend_path(const Transport *t);
 
-/* The answer to x-query-virtio-status, which has to be released */
+/* The answer to x-query-virtio-status; the caller has to release it */
 QDict *virtio_status(Balloon *b);
 
 /* A number in the answer to x-query-virtio-queue-status */

@@ -67,10 +67,10 @@ static void test_feature(const void *data)
     balloon_negotiate(b, F_BALLOON);
     g_assert_cmpint(!!(b->dev->features & bit), ==, expected);
     g_assert_cmpint(has_guest_feature(b, name), ==, expected);
-    /* or everything except for it, */
+    /* or all other features, */
     balloon_restart(b, F_BALLOON & ~bit);
     g_assert_false(has_guest_feature(b, name));
-    /* or nothing. */
+    /* or none. */
     balloon_restart(b, 0);
     g_assert_false(has_guest_feature(b, "VIRTIO_BALLOON_F"));
 
@@ -144,7 +144,7 @@ static void test_layout(const void *data)
         int size = i == b->hint_vq ? 1024 : i == b->reporting_vq ? 32 : 128;
 
         if (i >= b->num_queues) {
-            /* libqos insists on queues that are not set up yet. */
+            /* libqos requires queues that are not set up yet. */
             b->dev->bus->queue_select(b->dev, i);
             g_assert_cmpint(b->dev->bus->get_queue_size(b->dev), ==, 0);
         } else {
@@ -208,7 +208,7 @@ static void test_target(const void *data)
     g_assert_cmpint(config_readl(b, CFG(num_pages)), ==, RAM_SIZE / 2 / PAGE);
     g_assert_cmpint(query_balloon(b), ==, RAM_SIZE);
 
-    /* The driver follows */
+    /* The driver reaches the target */
     config_writel(b, CFG(actual), RAM_SIZE / 4 / PAGE);
     event = qtest_qmp_eventwait_ref(b->qts, "BALLOON_CHANGE");
     g_assert_cmpint(qdict_get_int(qdict_get_qdict(event, "data"), "actual"),
@@ -217,7 +217,7 @@ static void test_target(const void *data)
     g_assert_cmpint(query_balloon(b), ==, RAM_SIZE - RAM_SIZE / 4);
     g_assert_cmpint(config_readl(b, CFG(num_pages)), ==, RAM_SIZE / 2 / PAGE);
 
-    /* Parts of pages, and more than there is */
+    /* Targets that are not whole pages, and targets above the size of RAM */
     set_balloon(b, RAM_SIZE - 3 * PAGE + 1);
     g_assert_cmpint(config_readl(b, CFG(num_pages)), ==, 2);
     set_balloon(b, 1);
@@ -225,7 +225,7 @@ static void test_target(const void *data)
     set_balloon(b, RAM_SIZE * 4);
     g_assert_cmpint(config_readl(b, CFG(num_pages)), ==, 0);
 
-    /* The target survives a reset by the driver, and so does the size */
+    /* A reset by the driver keeps both the target and the size */
     set_balloon(b, RAM_SIZE - 7 * PAGE);
     balloon_restart(b, F_BALLOON);
     g_assert_cmpint(config_readl(b, CFG(num_pages)), ==, 7);
@@ -240,7 +240,10 @@ static void test_target(const void *data)
     balloon_quit(b);
 }
 
-/* Events tell of each change, in both directions, and of nothing else. */
+/*
+ * There is an event for each change of the size, in either direction, and none
+ * otherwise.
+ */
 static void test_event(const void *data)
 {
     static const uint32_t sizes[] = { 0x1000, 0x800, 0x800, 0x1800, 0 };
@@ -252,7 +255,7 @@ static void test_event(const void *data)
         QDict *event;
 
         config_writel(b, CFG(actual), sizes[i]);
-        /* An event comes before the answer to this. */
+        /* An event would come before the answer to this command. */
         g_assert_cmpint(query_balloon(b), ==, actual);
         event = qtest_qmp_event_ref(b->qts, "BALLOON_CHANGE");
         if (sizes[i] == old) {
@@ -264,7 +267,7 @@ static void test_event(const void *data)
             qobject_unref(event);
         }
         old = sizes[i];
-        /* There is at most one event a second. */
+        /* Events are limited to one per second. */
         qtest_clock_step(b->qts, 2 * SECOND);
     }
     balloon_quit(b);
@@ -277,13 +280,15 @@ static void test_poison_config(const void *data)
     config_writel(b, CFG(poison_val), 0x12345678);
     g_assert_cmphex(config_readl(b, CFG(poison_val)), ==, 0x12345678);
 
-    /* A reset forgets the value; without the feature it cannot be set */
+    /*
+     * A reset clears the value.  Without the feature, the driver cannot set it
+     */
     balloon_restart(b, F_BALLOON & ~F_POISON);
     g_assert_cmphex(config_readl(b, CFG(poison_val)), ==, 0);
     config_writel(b, CFG(poison_val), 0x12345678);
     g_assert_cmphex(config_readl(b, CFG(poison_val)), ==, 0);
 
-    /* The host's fields are not the driver's */
+    /* The driver cannot change the fields of the host */
     config_writel(b, CFG(num_pages), 0x1111);
     config_writel(b, CFG(actual), 0);
     g_assert_cmphex(config_readl(b, CFG(num_pages)), ==, 0);
@@ -292,7 +297,7 @@ static void test_poison_config(const void *data)
 
 /*
  * Drivers for the legacy interface write byte by byte.  The device cannot tell
- * which one is the last, but has to be right in the end.
+ * which byte is the last, but has to have the correct value after it.
  */
 static void test_bytes(const void *data)
 {
@@ -309,7 +314,7 @@ static void test_bytes(const void *data)
     g_assert_cmphex(config_readl(b, CFG(actual)), ==, pages);
     g_assert_cmpint(query_balloon(b), ==, RAM_SIZE - pages * PAGE);
 
-    /* There is at most one event a second, and the last one counts. */
+    /* Events are limited to one per second; the last one has the final size. */
     qtest_clock_step(b->qts, 2 * SECOND);
     event = qtest_qmp_eventwait_ref(b->qts, "BALLOON_CHANGE");
     g_assert_cmpint(qdict_get_int(qdict_get_qdict(event, "data"), "actual"),

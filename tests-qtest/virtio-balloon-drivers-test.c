@@ -23,8 +23,8 @@ static void assert_blocks(Balloon *b, uint64_t mem, const char *expected)
 
 /*
  * The driver for Windows allocates aligned blocks of 2 MiB, reports them, and
- * keeps them until memory gets short.  If there is no answer within a second,
- * it tries again.
+ * keeps them until memory becomes scarce.  If the device does not answer within
+ * a second, the driver tries again.
  */
 static void test_windows(const void *data)
 {
@@ -45,7 +45,7 @@ static void test_windows(const void *data)
     g_assert_cmpint(g_get_monotonic_time() - begin, <, G_USEC_PER_SEC);
     assert_blocks(b, mem, "0000");
 
-    /* Memory gets short: two blocks are used again, without notice, */
+    /* Memory becomes scarce: two blocks are used again, without notice, */
     qtest_memset(b->qts, mem + HUGE_PAGE, PATTERN, 2 * HUGE_PAGE);
     assert_blocks(b, mem, "0PP0");
     /* and reported later, one by one. */
@@ -55,7 +55,7 @@ static void test_windows(const void *data)
     }
     assert_blocks(b, mem, "0000");
 
-    /* There was no answer yet: it tries again. */
+    /* There is no answer yet: the driver tries again. */
     qtest_memset(b->qts, mem, PATTERN, HUGE_PAGE);
     heads[0] = add_element(b, b->reporting_vq, &blocks[0], 1);
     heads[1] = add_element(b, b->reporting_vq, &blocks[0], 1);
@@ -65,9 +65,9 @@ static void test_windows(const void *data)
 }
 
 /*
- * The driver of FreeBSD accepts none of the device's features: it has no
- * statistics, and does not deflate on its own.  It sends up to 256 pages at
- * once, in the order in which it has allocated them.
+ * The driver of FreeBSD accepts none of the device's features: it sends no
+ * statistics, and does not deflate when it is out of memory.  It sends up to
+ * 256 pages at once, in the order in which it has allocated them.
  */
 static void test_freebsd(const void *data)
 {
@@ -82,7 +82,7 @@ static void test_freebsd(const void *data)
         pfns[i] = pfn(mem) + i;
     }
 
-    /* The host polls for statistics all the same. */
+    /* The host polls for statistics nevertheless. */
     qtest_qmp_assert_success(
         b->qts, "{ 'execute': 'qom-set', 'arguments': { 'path': %s,"
         " 'property': 'guest-stats-polling-interval', 'value': 1 } }",

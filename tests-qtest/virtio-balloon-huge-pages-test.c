@@ -18,24 +18,24 @@
     " -object memory-backend-memfd,id=ram0,size=128M,hugetlb=on," \
     "hugetlbsize=2M -machine memory-backend=ram0"
 
-/* Balloon pages of a huge page */
+/* The number of balloon pages in a huge page */
 #define PARTS           (HUGE_PAGE / PAGE)
 
-/* Huge pages that the tests use */
+/* The number of huge pages that the tests use */
 #define COUNT           40
 
-/* The option that only the implementation in Rust has */
+/* The option that only the Rust implementation has */
 #define ON              ",huge-pages=on"
 
 static bool rust_device;
 
-/* Memory that begins with a huge page */
+/* Allocate memory that begins with a huge page. */
 static uint64_t alloc_huge_pages(Balloon *b, int n)
 {
     return QEMU_ALIGN_UP(alloc_pages(b, (n + 1) * PARTS), HUGE_PAGE);
 }
 
-/* PFNs of a range, descending as in Linux */
+/* The PFNs of a range in descending order, as Linux sends them */
 static Buffer put_range(Balloon *b, uint64_t addr, int n)
 {
     g_autofree uint32_t *le = g_new(uint32_t, n);
@@ -46,7 +46,7 @@ static Buffer put_range(Balloon *b, uint64_t addr, int n)
     return (Buffer) { put(b, le, n * sizeof(*le)), n * sizeof(*le) };
 }
 
-/* An element for a range, which is returned */
+/* Send an element for a range, and wait until it is used. */
 static void send_range(Balloon *b, int q, uint64_t addr, int n)
 {
     Buffer buffer = put_range(b, addr, n);
@@ -55,7 +55,7 @@ static void send_range(Balloon *b, int q, uint64_t addr, int n)
     guest_free(b->alloc, buffer.addr);
 }
 
-/* Elements of 256 PFNs each, as Linux has them */
+/* Send elements of 256 PFNs each, as Linux does. */
 static void send_ranges(Balloon *b, int q, uint64_t addr, int n)
 {
     for (int i = 0; i < n; i += 256) {
@@ -64,8 +64,9 @@ static void send_ranges(Balloon *b, int q, uint64_t addr, int n)
 }
 
 /*
- * What is discarded by default, and if the driver has not promised to tell: a
- * host page all of which is in one element.
+ * By default, and if the driver has not promised to tell the device before it
+ * uses pages of the balloon, a host page is discarded if all of it is in one
+ * element.
  */
 static void check_one_element(Balloon *b)
 {
@@ -73,12 +74,12 @@ static void check_one_element(Balloon *b)
     Buffer halves[2];
     uint32_t heads[2];
 
-    /* The whole of it, and a half on either side */
+    /* A whole host page, with half a host page on either side */
     send_range(b, IVQ, mem + HUGE_PAGE / 2, 2 * PARTS);
     assert_pages(b, mem + HUGE_PAGE - PAGE, "P0");
     assert_pages(b, mem + 2 * HUGE_PAGE - PAGE, "0P");
 
-    /* Two elements, one after the other, or at the same time */
+    /* Two elements, first one after the other, then at the same time */
     qtest_memset(b->qts, mem, PATTERN, 3 * HUGE_PAGE);
     send_ranges(b, IVQ, mem, PARTS);
     assert_pages(b, mem, "PP");
@@ -89,12 +90,12 @@ static void check_one_element(Balloon *b)
     send_batch(b, IVQ, heads, 2);
     assert_pages(b, mem, "PP");
 
-    /* Two descriptors of an element */
+    /* Two descriptors of one element */
     wait_used(b, IVQ, submit_element(b, IVQ, halves, 2));
     assert_pages(b, mem, "00");
     assert_pages(b, mem + HUGE_PAGE - PAGE, "0P");
 
-    /* What is in the balloon already is not remembered. */
+    /* Pages that are already in the balloon are not remembered. */
     qtest_memset(b->qts, mem, PATTERN, HUGE_PAGE);
     send_range(b, IVQ, mem, 1);
     assert_pages(b, mem, "PP");
@@ -103,8 +104,9 @@ static void check_one_element(Balloon *b)
 }
 
 /*
- * The driver takes pages back and uses them, and tells later: that is allowed
- * without VIRTIO_BALLOON_F_MUST_TELL_HOST, and done by that for Windows.
+ * The driver takes pages back and uses them, and tells the device later.  This
+ * is allowed without VIRTIO_BALLOON_F_MUST_TELL_HOST, and the driver for
+ * Windows does so.
  */
 static void check_early_use(Balloon *b)
 {
@@ -139,7 +141,7 @@ static void test_off(const void *data)
     }
 }
 
-/* Host pages are discarded as a whole, when all of them is in the balloon */
+/* A host page is discarded when all of it is in the balloon */
 static void test_on(const void *data)
 {
     Balloon *b = balloon_start(data, ON HUGE_OPTIONS);
@@ -157,11 +159,11 @@ static void test_on(const void *data)
     assert_pages(b, mem, "00");
     assert_pages(b, mem + 511 * PAGE, "0P");
 
-    /* A page that is there already does not cause another discard. */
+    /* Inflating a page again does not cause another discard. */
     send_range(b, IVQ, mem + 9 * PAGE, 1);
     g_assert_cmpint(get_counter(b, "bytes-discarded"), ==, HUGE_PAGE);
 
-    /* One page leaves the balloon and is used, until it goes back */
+    /* One page leaves the balloon and is used, and later goes back */
     send_range(b, DVQ, mem + 7 * PAGE, 1);
     qtest_memset(b->qts, mem + 7 * PAGE, PATTERN, PAGE);
     g_assert_cmpint(get_counter(b, "partial-host-pages"), ==, 1);
@@ -185,7 +187,7 @@ static void test_on(const void *data)
 
 /*
  * Both queues have elements: a page has to leave the balloon before it goes
- * into it.
+ * into it again.
  */
 static void test_order(const void *data)
 {
@@ -198,7 +200,7 @@ static void test_order(const void *data)
     out = put_range(b, mem, PARTS / 2);
     in = put_range(b, mem + (PARTS - 1) * PAGE, 1);
     head = add_element(b, DVQ, &out, 1);
-    /* available, but without a notification */
+    /* Make the element available without a notification */
     qtest_writew(b->qts, b->vq[DVQ]->avail + 4, head);
     qvirtqueue_set_avail_idx(b->qts, b->dev, b->vq[DVQ], 1);
     wait_used(b, IVQ, submit_element(b, IVQ, &in, 1));
@@ -208,10 +210,10 @@ static void test_order(const void *data)
 }
 
 /*
- * Memory that was plugged
+ * Memory hotplug
  */
 
-/* Where PCs have it, if there is little memory otherwise */
+/* The address of a DIMM in a PC with little RAM */
 #define DIMM_ADDR       (4ULL * GiB)
 
 static void plug_dimm(Balloon *b, const char *backend)
@@ -222,7 +224,7 @@ static void plug_dimm(Balloon *b, const char *backend)
     qtest_memset(b->qts, DIMM_ADDR, PATTERN, HUGE_PAGE);
 }
 
-/* The guest ejects it, see docs/specs/acpi_mem_hotplug.rst */
+/* The guest ejects the DIMM; see docs/specs/acpi_mem_hotplug.rst. */
 static void unplug_dimm(Balloon *b)
 {
     qtest_qmp_device_del_send(b->qts, "dimm1");
@@ -240,7 +242,7 @@ static void add_backend(Balloon *b, const char *backend)
         backend, HUGE_PAGE, HUGE_PAGE);
 }
 
-/* What was in the balloon when it was unplugged is not there any more */
+/* After a DIMM was unplugged, its pages are not in the balloon anymore */
 static void check_unplug(const Transport *t, bool keep_backend)
 {
     Balloon *b = balloon_start(t, ON " -m slots=1,maxmem=1G");
@@ -257,8 +259,9 @@ static void check_unplug(const Transport *t, bool keep_backend)
         qtest_qmp_assert_success(b->qts, "{ 'execute': 'object-del',"
                                  " 'arguments': { 'id': 'mem1' } }");
         /*
-         * With the same ID it could get the file descriptor of the one before,
-         * which is found by its ID, and closed when RCU lets go of that.
+         * With the same ID, the new backend could get the file descriptor of
+         * the old one, which is found by the ID, and is closed when RCU frees
+         * the old backend.
          */
         backend = "mem2";
         add_backend(b, backend);
@@ -285,14 +288,14 @@ static void test_replug(const void *data)
 }
 
 /*
- * A pool that has exactly as many huge pages as the guest: a file system with a
- * limit of its own
+ * A pool with exactly as many huge pages as the guest has: a file system with
+ * its own size limit
  */
 
 typedef struct Pool {
     char *dir;
     char *options;
-    /* What other programs use */
+    /* Open file of another program that uses huge pages, or -1 */
     int other;
 } Pool;
 
@@ -304,14 +307,16 @@ static void pool_unmount(void *opaque)
     g_rmdir(pool->dir);
 }
 
-/* Returns false if that is not permitted. */
+/* Create the pool.  Returns false if that is not permitted. */
 static bool pool_init(Pool *pool)
 {
     g_autofree char *limit = g_strdup_printf("pagesize=2M,size=%dM", RAM_MB);
     g_autoptr(GError) err = NULL;
     static bool unshared;
 
-    /* It does not outlive the test, whatever happens. */
+    /*
+     * In a mount namespace, the file system does not outlive the test.
+     */
     if (!unshared && (unshare(CLONE_NEWNS) ||
                       mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL))) {
         g_test_skip("mounting is not permitted");
@@ -353,7 +358,7 @@ static int pool_free_pages(Pool *pool)
     return st.f_bfree;
 }
 
-/* Another program has @n huge pages, and gives back what it had before. */
+/* Have another program use @n huge pages, instead of those that it has used. */
 static void pool_use(Pool *pool, int n)
 {
     if (pool->other < 0) {
@@ -370,8 +375,8 @@ static void pool_use(Pool *pool, int n)
 }
 
 /*
- * By default, what Linux sends does not take anything from the guest, so that
- * nothing is missing later.
+ * By default, elements like those of Linux do not discard any huge page, so no
+ * page is missing later.
  */
 static void test_pool_off(const void *data)
 {
@@ -393,7 +398,9 @@ static void test_pool_off(const void *data)
     pool_destroy(&pool);
 }
 
-/* A guest with all of its huge pages, and others in the balloon */
+/*
+ * Start a guest that has used all of its huge pages, and inflate COUNT of them.
+ */
 static Balloon *start_with_pool(const Transport *t, Pool *pool, uint64_t *mem,
                                 const char *stderr_path)
 {
@@ -409,7 +416,7 @@ static Balloon *start_with_pool(const Transport *t, Pool *pool, uint64_t *mem,
     return b;
 }
 
-/* Time passes, and nothing returns. */
+/* Check that the deflate queue waits for memory while time passes. */
 static void assert_waits(Balloon *b)
 {
     uint64_t errors = get_counter(b, "populate-errors");
@@ -419,7 +426,7 @@ static void assert_waits(Balloon *b)
         qtest_clock_step(b->qts, 2 * SECOND);
         assert_not_used(b, DVQ);
         g_assert_cmpint(get_counter(b, "waiting-for-memory"), ==, 1);
-        /* It is tried again. */
+        /* The device tries again. */
         WAIT_FOR(get_counter(b, "populate-errors") > errors);
         errors = get_counter(b, "populate-errors");
     }
@@ -438,27 +445,29 @@ static void test_pool_deflate(const void *data)
     }
     b = start_with_pool(data, &pool, &mem, NULL);
 
-    /* There is enough. */
+    /* There are enough huge pages. */
     pool_use(&pool, COUNT - 4);
     send_range(b, DVQ, mem, 10);
     g_assert_cmpint(pool_free_pages(&pool), ==, 3);
     qtest_memset(b->qts, mem, PATTERN, 10 * PAGE);
-    /* Another part of it */
+    /* Another part of the same huge page */
     send_range(b, DVQ, mem + 10 * PAGE, 10);
     g_assert_cmpint(pool_free_pages(&pool), ==, 3);
 
-    /* There is not: the guest waits for the first element. */
+    /* There are not enough: the guest waits for the first element. */
     pool_use(&pool, COUNT - 1);
     g_assert_cmpint(pool_free_pages(&pool), ==, 0);
     for (int i = 0; i < 2; i++) {
-        /* two huge pages, of which the second element has others */
+        /*
+         * each element needs two huge pages, and no two elements need the same
+         */
         buffers[i] = put_range(b, mem + (2 * i + 1) * HUGE_PAGE + HUGE_PAGE / 2,
                                PARTS);
         heads[i] = submit_element(b, DVQ, &buffers[i], 1);
     }
     assert_waits(b);
 
-    /* It does not keep the guest from inflating, */
+    /* This does not prevent the guest from inflating, */
     send_range(b, IVQ, mem, 20);
     g_assert_cmpint(pool_free_pages(&pool), ==, 1);
     pool_use(&pool, COUNT);
@@ -468,7 +477,7 @@ static void test_pool_deflate(const void *data)
     assert_not_used(b, DVQ);
     pool_use(&pool, COUNT - 1);
     continue_vm(b);
-    /* One is not enough. */
+    /* One huge page is not enough. */
     assert_waits(b);
     g_assert_cmpint(pool_free_pages(&pool), ==, 0);
     pool_use(&pool, COUNT - 2);
@@ -481,14 +490,17 @@ static void test_pool_deflate(const void *data)
     g_assert_cmpint(get_counter(b, "waiting-for-memory"), ==, 0);
     g_assert_cmpint(pool_free_pages(&pool), ==, 0);
 
-    /* What has left the balloon is there, with what the guest writes to it. */
+    /*
+     * Pages that have left the balloon have memory, and keep what the guest
+     * writes.
+     */
     qtest_memset(b->qts, mem + HUGE_PAGE, PATTERN, 4 * HUGE_PAGE);
     assert_pages(b, mem + HUGE_PAGE, "PP");
     assert_pages(b, mem + 5 * HUGE_PAGE - PAGE, "P");
-    /* What never was in the balloon */
+    /* A page that was never in the balloon */
     assert_pages(b, mem + COUNT * HUGE_PAGE, "PP");
 
-    /* The driver resets the queues while it waits. */
+    /* The driver resets the device while an element waits. */
     submit_element(b, DVQ, (Buffer[]) { put_range(b, mem + 6 * HUGE_PAGE, 1) },
                    1);
     g_assert_cmpint(get_counter(b, "waiting-for-memory"), ==, 1);
@@ -527,8 +539,8 @@ static int count_messages(const char *path)
 }
 
 /*
- * A reset takes everything back.  There has to be memory before the guest runs:
- * QEMU would not survive the access otherwise.
+ * After a reset the guest uses all of its memory.  All of it has to be
+ * populated before the guest runs: otherwise, an access would kill QEMU.
  */
 static void check_reset(const Transport *t, bool by_driver, bool enough)
 {
@@ -545,7 +557,10 @@ static void check_reset(const Transport *t, bool by_driver, bool enough)
     g_assert_cmpint(fd, >=, 0);
     close(fd);
     b = start_with_pool(t, &pool, &mem, path);
-    /* Not even all that a turn takes, or more */
+    /*
+     * Enough memory for all huge pages, for less than one turn, or for more
+     * than one turn
+     */
     pool_use(&pool, enough ? 0 : COUNT - (by_driver ? 10 : 2));
 
     if (by_driver) {
@@ -555,7 +570,7 @@ static void check_reset(const Transport *t, bool by_driver, bool enough)
         qtest_qmp_assert_success(b->qts, "{ 'execute': 'system_reset' }");
         qtest_qmp_eventwait(b->qts, "RESET");
     }
-    /* There is more than what fits into a turn. */
+    /* This takes more than one turn, so the VM is stopped. */
     qtest_qmp_eventwait(b->qts, "STOP");
     if (!enough) {
         for (int i = 1; i < 4; i++) {
@@ -571,7 +586,7 @@ static void check_reset(const Transport *t, bool by_driver, bool enough)
         }
         pool_use(&pool, 0);
         qtest_qmp_assert_success(b->qts, "{ 'execute': 'cont' }");
-        /* It is stopped once more. */
+        /* The VM is stopped once more, until all turns are done. */
         qtest_qmp_eventwait(b->qts, "RESUME");
         qtest_qmp_eventwait(b->qts, "STOP");
     }
@@ -585,7 +600,7 @@ static void check_reset(const Transport *t, bool by_driver, bool enough)
     assert_pages(b, mem + COUNT * HUGE_PAGE, "PP");
 
     if (by_driver) {
-        /* It is as at the beginning. */
+        /* The balloon works as before. */
         balloon_restart(b, F_BALLOON);
         send_ranges(b, IVQ, mem, COUNT * PARTS);
         g_assert_cmpint(pool_free_pages(&pool), ==, COUNT);
@@ -607,7 +622,9 @@ static void test_pool_reboot(const void *data)
     check_reset(data, false, false);
 }
 
-/* The VM is stopped when it is reset: nothing is missing when it runs. */
+/*
+ * The VM is stopped when it is reset: all memory is populated before it runs.
+ */
 static void test_pool_reset_stopped(const void *data)
 {
     uint64_t mem;
@@ -638,8 +655,8 @@ static void test_pool_reset_stopped(const void *data)
  */
 
 /*
- * The destination does not know what was in the balloon: it only discards huge
- * pages all of which goes into the balloon there.
+ * The destination does not know which pages are in the balloon: it only
+ * discards a huge page if all of it goes into the balloon there.
  */
 static void test_migrate(const void *data)
 {
@@ -660,12 +677,15 @@ static void test_migrate(const void *data)
     balloon_quit(b);
 }
 
-/* Both ends need the property, because the driver has accepted the feature. */
+/*
+ * Source and destination need the property, because the driver has accepted the
+ * feature.
+ */
 static void test_migrate_without(const void *data)
 {
     Balloon *b = balloon_start(data, ON HUGE_OPTIONS);
 
-    /* Bit 0 is the difference. */
+    /* The feature is bit 0. */
     balloon_migrate_fails(b, HUGE_OPTIONS,
                           "^\\S+: Features 0x[0-9a-f]+3 unsupported\\. "
                           "Allowed features: 0x[0-9a-f]+2$");

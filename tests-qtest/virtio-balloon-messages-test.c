@@ -1,5 +1,6 @@
 /*
- * QTest test cases for virtio-balloon: the text of all messages that the
+ * QTest test cases for virtio-balloon: the text of all messages that the Rust
+ * implementation prints, or returns as errors of commands
  * implementation in Rust prints, or answers commands with
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
@@ -24,7 +25,7 @@
 static const Transport *transport;
 
 /*
- * Errors that the user gets as the answer to a command
+ * Errors that commands return
  */
 
 static void test_errors(void)
@@ -67,17 +68,17 @@ static void test_errors(void)
 }
 
 /*
- * Messages on stderr.  Each is caused in a process of its own, so that its
- * output can be compared.
+ * Messages on stderr.  Each message is caused in a process of its own, so that
+ * the output can be compared.
  */
 
-/* From here on, madvise() fails for @advice, also in QEMU. */
+/* From now on, madvise() fails for @advice, also in QEMU. */
 static void fail_madvise(int advice, int error)
 {
     struct sock_filter code[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
 #ifdef SYS_process_madvise
-        /* so that madvise() is used */
+        /* without process_madvise(), QEMU uses madvise() */
         BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_process_madvise, 0, 1),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSYS),
 #endif
@@ -159,7 +160,7 @@ static void cause_bad_pfn(void)
 {
     Balloon *b = balloon_start(transport, " -d guest_errors");
 
-    /* in what is logged, it is there each time */
+    /* the log has the message each time */
     for (int i = 0; i < 2; i++) {
         send_pfns(b, IVQ, &(uint32_t){ 0xfffff000 }, 1);
     }
@@ -169,7 +170,10 @@ static void cause_bad_pfn(void)
 typedef struct Message {
     const char *name;
     void (*cause)(void);
-    /* All that is printed, behind the name of the program unless it is a log */
+    /*
+     * The expected output; unless it comes from the log, it follows the name of
+     * the program
+     */
     const char *text;
     bool log;
     bool huge_pages;
@@ -229,7 +233,7 @@ int main(int argc, char **argv)
 
     g_test_init(&argc, &argv, NULL);
     all = transports();
-    /* libqos finds devices in slots by itself. */
+    /* libqos can only find the device by itself on PCI. */
     if (!is_rust_device() || !*all || !(*all)->pci) {
         return g_test_run();
     }

@@ -16,7 +16,7 @@ static void test_hinting(const void *data)
     uint32_t id;
 
     g_assert_cmphex(get_cmd_id(b), ==, VIRTIO_BALLOON_CMD_ID_STOP);
-    /* Hints that nobody has asked for are returned */
+    /* Elements with hints are returned even if no round is active */
     hint(b, mem);
 
     start_migration(b);
@@ -30,16 +30,16 @@ static void test_hinting(const void *data)
     /* Pages are only skipped, not discarded */
     assert_pages(b, mem, "PPPPPPPPPPPPPPPP");
 
-    /* The driver has no more */
+    /* The driver has no more hints */
     hint_command(b, VIRTIO_BALLOON_CMD_ID_STOP);
     g_assert_cmphex(get_cmd_id(b), ==, VIRTIO_BALLOON_CMD_ID_STOP);
 
     cancel_hinting(b);
 
-    /* The next one has another ID */
+    /* The next round has another ID */
     start_migration(b);
     g_assert_cmphex(wait_cmd_id(b, VIRTIO_BALLOON_CMD_ID_DONE), ==, id + 1);
-    /* Reset in the middle of it */
+    /* The driver resets the device in the middle of the round */
     balloon_restart(b, F_BALLOON);
     g_assert_cmphex(get_cmd_id(b), ==, VIRTIO_BALLOON_CMD_ID_STOP);
     cancel_migration(b);
@@ -50,14 +50,17 @@ static void test_hinting_reset(const void *data)
 {
     Balloon *b = balloon_start_hinting(data);
 
-    /* The I/O thread of the C device is not prepared for hints in flight. */
+    /*
+     * Not with hints in flight: the I/O thread of the C device may use the
+     * queue after it was reset.
+     */
     check_hinting_reset(b, false);
     balloon_quit(b);
 }
 
 /*
- * Nothing is taken from the queue while the VM is stopped, and everything after
- * that
+ * No element is popped while the VM is stopped, and all are popped when it
+ * continues.
  */
 static void test_hinting_stop_cont(const void *data)
 {
@@ -73,8 +76,8 @@ static void test_hinting_stop_cont(const void *data)
         taken = queue_status(b, b->hint_vq, "last-avail-idx");
         head = submit(b, b->hint_vq, mem, PAGE, true);
         /*
-         * There is no way to know that the I/O thread does not want to do
-         * anything.  Give it many opportunities to do what is wrong.
+         * A test cannot know that the I/O thread is idle.  Give it many
+         * opportunities to do something wrong.
          */
         for (int i = 0; i < 200; i++) {
             g_assert_cmpint(queue_status(b, b->hint_vq, "last-avail-idx"), ==,
@@ -94,7 +97,9 @@ static void test_hinting_stop_cont(const void *data)
     balloon_quit(b);
 }
 
-/* Elements of the largest size, more than the device takes at a time */
+/*
+ * Elements of the largest size, and more of them than the device pops at a time
+ */
 static void test_hinting_many(const void *data)
 {
     enum { ELEMENTS = 64, BUFFERS = 1024, LIMIT = 17 };
@@ -113,7 +118,7 @@ static void test_hinting_many(const void *data)
         heads[i] = qvirtqueue_add_indirect(b->qts, b->vq[b->hint_vq], indirect);
     }
 
-    /* They are returned whenever the VM runs, in order. */
+    /* They are returned in order while the VM is running. */
     hint_until(b, HINT_START);
     make_available(b, b->hint_vq, heads, ELEMENTS);
     while (used < ELEMENTS) {
@@ -152,7 +157,7 @@ static void test_hinting_bad_command(const void *data)
     uint64_t mem = alloc_pages(b, 1);
 
     submit(b, b->hint_vq, mem, 3, false);
-    /* The I/O thread reads the command at some time */
+    /* The I/O thread reads the command at any time */
     WAIT_FOR(is_broken_for_qmp(b));
     assert_broken(b);
     balloon_restart(b, F_BALLOON);
@@ -161,7 +166,7 @@ static void test_hinting_bad_command(const void *data)
     balloon_quit(b);
 }
 
-/* A socket to which nobody can connect, but which does not refuse it either */
+/* A socket that neither accepts nor refuses connections */
 typedef struct BusySocket {
     char *dir;
     char *path;
@@ -181,7 +186,7 @@ static void busy_socket_init(BusySocket *s)
     s->client = socket(AF_UNIX, SOCK_STREAM, 0);
     g_assert_cmpint(bind(s->listener, (struct sockaddr *)&addr, sizeof(addr)),
                     ==, 0);
-    /* The queue has space for one, and nobody will accept it. */
+    /* The backlog has room for one connection, which is never accepted. */
     g_assert_cmpint(listen(s->listener, 0), ==, 0);
     g_assert_cmpint(connect(s->client, (struct sockaddr *)&addr, sizeof(addr)),
                     ==, 0);
@@ -198,8 +203,9 @@ static void busy_socket_cleanup(BusySocket *s)
 }
 
 /*
- * The driver gives up the feature while it hints.  The device must not pass
- * hints on after that migration, nor before the next one has started to send.
+ * The driver withdraws the feature during a round.  The device must not pass on
+ * hints after that migration has ended, nor before the next one has started to
+ * send.
  */
 static void test_hinting_withdraw(const void *data)
 {
@@ -208,7 +214,7 @@ static void test_hinting_withdraw(const void *data)
     g_autofree char *uri = NULL;
     BusySocket s;
 
-    /* Other drivers cannot do that after they have set FEATURES_OK. */
+    /* Modern drivers cannot do that after they have set FEATURES_OK. */
     if (b->offered & BIT64(VIRTIO_F_VERSION_1)) {
         balloon_quit(b);
         return;
@@ -218,7 +224,7 @@ static void test_hinting_withdraw(const void *data)
     hint_until(b, HINT_START);
     hint(b, mem);
     b->dev->bus->set_features(b->dev, b->dev->features & ~F_HINT);
-    /* A device that does not end the round polls for hints for ever. */
+    /* If the device did not end the round, it would poll for hints forever. */
     b->hints_polled = false;
     cancel_migration(b);
     b->hints_polled = true;
@@ -232,11 +238,11 @@ static void test_hinting_withdraw(const void *data)
     b->hints_polled = false;
     wait_hint_queue_idle(b);
     g_assert_cmphex(get_cmd_id(b), ==, VIRTIO_BALLOON_CMD_ID_STOP);
-    /* Migration cannot end before it knows that it has no connection. */
+    /* Migration can only be canceled once the connection has failed. */
     busy_socket_cleanup(&s);
     cancel_migration(b);
 
-    /* With the feature, it begins anew. */
+    /* If the driver accepts the feature, a new round can begin. */
     balloon_restart(b, F_BALLOON);
     hint_until(b, HINT_START);
     hint(b, mem);
@@ -267,7 +273,7 @@ static void test_hinting_ignore_shared(const void *data)
     hint(b, mem);
     hint(b, mem + PAGE);
     assert_pages(b, mem, "PP");
-    /* One for memory that is migrated */
+    /* A hint for memory that is migrated */
     hint(b, 512 * 1024 * 1024);
     hint_command(b, VIRTIO_BALLOON_CMD_ID_STOP);
     cancel_hinting(b);
@@ -275,8 +281,9 @@ static void test_hinting_ignore_shared(const void *data)
 }
 
 /*
- * What the guest writes after a hint must be in the dirty log of KVM, so that
- * of all memory has to be cleared before the guest knows that it may hint.
+ * If the guest writes to a page after it has sent a hint for it, the page must
+ * be in the dirty log of KVM.  Therefore the log of all memory has to be
+ * cleared before the guest may send hints.
  */
 static void test_hinting_dirty_log(const void *data)
 {
@@ -303,7 +310,7 @@ static void test_hinting_dirty_log(const void *data)
     g_rmdir(dir);
 }
 
-/* The state arrives at the destination. */
+/* The destination has the state of the device. */
 static void test_migrate(const void *data)
 {
     const char *options = ",free-page-hint=on,iothread=io0,deflate-on-oom=on";
@@ -322,7 +329,7 @@ static void test_migrate(const void *data)
     g_assert_cmphex(config_readl(b, CFG(poison_val)), ==, 0xcafe);
     g_assert_cmphex(get_cmd_id(b), ==, VIRTIO_BALLOON_CMD_ID_DONE);
     assert_pages(b, mem, "0PP");
-    /* The queues go on where they were. */
+    /* The queues continue where they were. */
     send_pfns(b, IVQ, &(uint32_t){ pfn(mem) + 2 }, 1);
     assert_pages(b, mem, "0P0");
     balloon_quit(b);

@@ -22,8 +22,8 @@ static bool migration_has_status(Balloon *b, const char *expected)
 
     if (!g_strcmp0(status, "failed") && !strcmp(expected, "cancelled")) {
         /*
-         * The thread that sends may find that the channel is closed before it
-         * finds out that this is intended.
+         * The sending thread may notice that the channel is closed before it
+         * learns that this is intended.
          */
         result = true;
     } else if (!result && (!g_strcmp0(status, "failed") ||
@@ -85,7 +85,7 @@ static void state_file_cleanup(StateFile *file)
     g_free(file->dir);
 }
 
-/* The queues, and the rest of the guest's memory, are where they were. */
+/* The queues and all other guest memory have not moved. */
 static void move_driver(Balloon *dst, Balloon *src)
 {
     QGuestAllocator alloc = *dst->alloc;
@@ -105,7 +105,7 @@ static void move_driver(Balloon *dst, Balloon *src)
     src->num_queues = 0;
 }
 
-/* Stop the VM, save it, and start a QEMU that is to load it. */
+/* Stop the VM, save it, and start a QEMU that will load it. */
 static Balloon *save_and_boot(Balloon *src, StateFile *file, char **uri,
                               const char *options)
 {
@@ -244,8 +244,8 @@ void hint_until(Balloon *b, HintState state)
         cancel_hinting(b);
     }
     /*
-     * While hints arrive, the C device shows that it wants none; see
-     * virtio-balloon-rust-test.c.
+     * While the driver sends hints, the C device shows the command ID that
+     * stops hinting; see virtio-balloon-rust-test.c.
      */
     if (state != HINT_START) {
         g_assert_cmphex(get_cmd_id(b), ==,
@@ -258,7 +258,7 @@ void hint_until(Balloon *b, HintState state)
 void cancel_hinting(Balloon *b)
 {
     cancel_migration(b);
-    /* The device was told before the migration ended. */
+    /* The device is told before the migration ends. */
     g_assert_cmphex(get_cmd_id(b), ==, VIRTIO_BALLOON_CMD_ID_DONE);
 }
 
@@ -293,11 +293,11 @@ void check_hinting_unplug(Balloon *b, HintState state, bool in_flight)
 {
     uint64_t mem = alloc_pages(b, 1);
 
-    /* The user can only ask for it before migration. */
+    /* The device can only be unplugged by the user before migration begins. */
     qtest_qmp_device_del_send(b->qts, "balloon");
     hint_until(b, state);
     hint_or_submit(b, mem, in_flight);
-    /* The guest ejects the device, see docs/specs/acpi_pci_hotplug.rst. */
+    /* The guest ejects the device; see docs/specs/acpi_pci_hotplug.rst. */
     qtest_outl(b->qts, 0xae08, 1 << 4);
     qtest_qmp_eventwait(b->qts, "DEVICE_DELETED");
     assert_no_balloon(b->qts);

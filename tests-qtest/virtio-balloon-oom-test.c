@@ -1,5 +1,7 @@
 /*
  * QTest test cases for virtio-balloon: guests that run out of memory.  Only the
+ * Rust implementation counts pages that leave the balloon for that reason, and
+ * has the property oom-hold-time.
  * implementation in Rust counts that, and has the property oom-hold-time.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
@@ -11,7 +13,7 @@
 #define OOM_OPTIONS     ",deflate-on-oom=on"
 #define HOLD_OPTIONS    OOM_OPTIONS ",oom-hold-time=5"
 
-/* How many pages there are for the balloon */
+/* The number of pages that the tests can inflate */
 #define PAGES           1024
 
 static void send_range(Balloon *b, int q, uint64_t mem, int n)
@@ -24,7 +26,7 @@ static void send_range(Balloon *b, int q, uint64_t mem, int n)
     send_pfns(b, q, pfns, n);
 }
 
-/* The driver writes the size as legacy drivers do, the lowest byte first. */
+/* Write the size as legacy drivers do, beginning with the lowest byte. */
 static void write_bytes(Balloon *b, uint32_t actual)
 {
     for (int i = 0; i < 4; i++) {
@@ -32,7 +34,10 @@ static void write_bytes(Balloon *b, uint32_t actual)
     }
 }
 
-/* The driver puts pages into the balloon, which has @actual of them. */
+/*
+ * Inflate @n pages, and write the size. @actual pages are in the balloon
+ * before.
+ */
 static uint32_t inflate(Balloon *b, uint64_t mem, uint32_t actual, int n)
 {
     send_range(b, IVQ, mem + actual * PAGE, n);
@@ -40,7 +45,10 @@ static uint32_t inflate(Balloon *b, uint64_t mem, uint32_t actual, int n)
     return actual + n;
 }
 
-/* The driver takes pages out of the balloon, which has @actual of them. */
+/*
+ * Deflate @n pages, and write the size. @actual pages are in the balloon
+ * before.
+ */
 static uint32_t deflate(Balloon *b, uint64_t mem, uint32_t actual, int n)
 {
     send_range(b, DVQ, mem + (actual - n) * PAGE, n);
@@ -53,7 +61,7 @@ static uint64_t unasked(Balloon *b)
     return get_counter(b, "pages-deflated-unasked");
 }
 
-/* What counts, and what does not */
+/* Which pages count as unasked, and which do not */
 static void test_unasked(const void *data)
 {
     Balloon *b = balloon_start(data, OOM_OPTIONS);
@@ -89,7 +97,7 @@ static void test_unasked(const void *data)
     actual -= 20;
     config_writel(b, CFG(actual), actual);
     g_assert_cmpint(unasked(b), ==, 160);
-    /* The guest takes more than that */
+    /* The guest takes out more pages than the host wants */
     set_balloon(b, RAM_SIZE - 240 * PAGE);
     actual = deflate(b, mem, actual, 50);
     g_assert_cmpint(actual, ==, 200);
@@ -122,7 +130,7 @@ static void test_unasked_reset(const void *data)
     set_balloon(b, RAM_SIZE - 500 * PAGE);
     check_removed(b, mem, inflate(b, mem, 0, 400), false);
     check_removed(b, mem, inflate(b, mem, 0, 300), true);
-    /* with nothing told before */
+    /* the driver resets the device without emptying the balloon */
     inflate(b, mem, 0, 400);
     balloon_restart(b, F_BALLOON);
     inflate(b, mem, 0, 10);
@@ -134,7 +142,7 @@ static void test_unasked_reset(const void *data)
     g_assert_cmpint(unasked(b), ==, 0);
     qtest_clock_step(b->qts, 2 * SECOND);
     g_assert_cmpint(unasked(b), ==, 10);
-    /* or the driver goes on */
+    /* or the driver uses the balloon again */
     inflate(b, mem, 0, 10);
     deflate(b, mem, 10, 10);
     inflate(b, mem, 0, 1);
@@ -142,7 +150,7 @@ static void test_unasked_reset(const void *data)
     balloon_quit(b);
 }
 
-/* A driver that has not accepted the feature, or that was not offered it */
+/* The driver has not accepted the feature, or was not offered it */
 static void test_unasked_feature(const void *data)
 {
     for (int i = 0; i < 2; i++) {
@@ -170,7 +178,7 @@ static void test_unasked_bytes(const void *data)
     send_range(b, IVQ, mem, 512);
     write_bytes(b, 512);
     g_assert_cmpint(config_readl(b, CFG(num_pages)), ==, 800);
-    /* The lowest byte stays the same, */
+    /* The lowest byte of the size stays the same, */
     send_range(b, DVQ, mem, 256);
     write_bytes(b, 256);
     g_assert_cmpint(unasked(b), ==, 256);
@@ -182,7 +190,7 @@ static void test_unasked_bytes(const void *data)
     g_assert_cmpint(unasked(b), ==, 266);
     g_assert_cmpint(config_readl(b, CFG(num_pages)), ==, 246);
 
-    /* And up again */
+    /* The size increases again */
     set_balloon(b, RAM_SIZE - 700 * PAGE);
     send_range(b, IVQ, mem, 300);
     write_bytes(b, 546);
@@ -191,7 +199,7 @@ static void test_unasked_bytes(const void *data)
     balloon_quit(b);
 }
 
-/* The size is known after migration. */
+/* After migration, the device knows the size of the balloon. */
 static void test_unasked_migrate(const void *data)
 {
     Balloon *b = balloon_start(data, OOM_OPTIONS);
@@ -212,7 +220,7 @@ static void assert_shown(Balloon *b, uint32_t pages, bool holds)
     g_assert_cmpint(get_counter(b, "oom-hold-active"), ==, holds);
 }
 
-/* Time passes, until the target is shown again. */
+/* Let time pass until the hold ends, and the target is shown again. */
 static void assert_hold_ends(Balloon *b, int seconds, uint32_t held,
                              uint32_t target)
 {
@@ -240,7 +248,7 @@ static void test_oom_hold(const void *data)
     config_writel(b, CFG(actual), 60);
     assert_shown(b, 100, false);
 
-    /* Out of memory; and again, before the time is over */
+    /* The guest runs out of memory, and does so again during the hold */
     deflate(b, mem, 60, 2);
     assert_shown(b, 58, true);
     qvirtio_wait_config_isr(b->dev, TIMEOUT_US);
@@ -248,11 +256,11 @@ static void test_oom_hold(const void *data)
     deflate(b, mem, 58, 8);
     assert_shown(b, 50, true);
     g_assert_cmpint(get_counter(b, "oom-holds"), ==, 1);
-    /* What the user sees does not change. */
+    /* The hold does not affect what the user sees. */
     g_assert_cmpint(query_balloon(b), ==, RAM_SIZE - 50 * PAGE);
     assert_hold_ends(b, 5, 50, 100);
 
-    /* Soon afterwards it takes longer. */
+    /* Soon after a hold, the next one takes longer. */
     inflate(b, mem, 50, 10);
     deflate(b, mem, 60, 1);
     assert_hold_ends(b, 10, 59, 100);
@@ -260,11 +268,11 @@ static void test_oom_hold(const void *data)
     deflate(b, mem, 59, 1);
     g_assert_cmpint(get_counter(b, "oom-holds"), ==, 3);
 
-    /* The user wants something else: what is shown is what he wants. */
+    /* The user sets another target, which is shown at once. */
     set_balloon(b, RAM_SIZE - 90 * PAGE);
     assert_shown(b, 90, false);
 
-    /* Deflating as the host wants it is no reason. */
+    /* Deflating as far as the host wants does not begin a hold. */
     set_balloon(b, RAM_SIZE - 50 * PAGE);
     deflate(b, mem, 58, 8);
     assert_shown(b, 50, false);
@@ -278,8 +286,7 @@ static void test_oom_hold(const void *data)
 }
 
 /*
- * Linux moves pages, and then makes the balloon smaller because the host wants
- * that.
+ * Linux moves pages, and then deflates the balloon because the host wants that.
  */
 static void test_oom_hold_asked(const void *data)
 {
@@ -300,8 +307,8 @@ static void test_oom_hold_asked(const void *data)
 }
 
 /*
- * A target that the driver has not seen yet when the VM is migrated is not
- * taken for a hold.
+ * If the driver has not yet read a new target when the VM is migrated, the
+ * destination does not mistake the old target for a hold.
  */
 static void test_migrate_target(const void *data)
 {
@@ -318,7 +325,7 @@ static void test_migrate_target(const void *data)
     balloon_quit(b);
 }
 
-/* It goes on after migration, if the destination can do that. */
+/* A hold continues after migration, if the destination has the property. */
 static void test_migrate_oom_hold(const void *data)
 {
     Balloon *b = balloon_start(data, HOLD_OPTIONS);

@@ -15,7 +15,7 @@ static void test_inflate_one(const void *data)
 
     send_pfns(b, IVQ, &(uint32_t){ pfn(mem) + 1 }, 1);
     assert_pages(b, mem, "P0P");
-    /* once more does no harm */
+    /* inflating a page again is harmless */
     send_pfns(b, IVQ, &(uint32_t){ pfn(mem) + 1 }, 1);
     assert_pages(b, mem, "P0P");
     balloon_quit(b);
@@ -38,7 +38,7 @@ static void test_inflate_many(const void *data)
     balloon_quit(b);
 }
 
-/* Many elements at once, which are returned in order */
+/* Many elements at once are returned in order */
 static void test_inflate_batch(const void *data)
 {
     Balloon *b = balloon_start(data, "");
@@ -58,7 +58,7 @@ static void test_inflate_batch(const void *data)
     balloon_quit(b);
 }
 
-/* As many elements as the ring has space for, to be used in order */
+/* As many elements as the ring has room for, which have to be used in order */
 static void test_inflate_in_order(const void *data)
 {
     Balloon *b = balloon_start(data, ",in_order=on");
@@ -85,7 +85,7 @@ static void test_inflate_in_order(const void *data)
     balloon_quit(b);
 }
 
-/* PFNs that are divided among descriptors */
+/* PFNs that are divided between descriptors */
 static void test_inflate_chain(const void *data)
 {
     static const int parts[] = { 3, 1, 6, 2 };
@@ -136,7 +136,7 @@ static void test_deflate(const void *data)
     uint64_t mem = alloc_pages(b, 4);
     uint32_t pfns[] = { pfn(mem) + 1, pfn(mem) + 2 };
 
-    /* Contents are kept, whether the page was in the balloon or not */
+    /* The contents of a page are kept, whether or not it was in the balloon */
     send_pfns(b, IVQ, pfns, 1);
     send_pfns(b, DVQ, pfns, 2);
     assert_pages(b, mem, "P0PP");
@@ -178,7 +178,10 @@ static void test_bad_pfns(const void *data)
         UINT32_MAX,
         INT32_MAX,
         pfn(RAM_SIZE * 64),
-        /* Nothing is mapped at the first, devices are at the rest */
+        /*
+         * Nothing is mapped at the first address; at the others there are
+         * devices
+         */
         0xd0000,
         b->t->pci ? 0xfee00 : pfn(b->mmio.addr),
         0xfffff,
@@ -189,7 +192,7 @@ static void test_bad_pfns(const void *data)
         g_assert_false(is_broken(b));
     }
 
-    /* The good ones among them are not affected */
+    /* Valid PFNs between the bad ones are handled */
     bad[1] = pfn(mem) + 2;
     bad[5] = pfn(mem);
     send_pfns(b, IVQ, bad, ARRAY_SIZE(bad));
@@ -198,7 +201,7 @@ static void test_bad_pfns(const void *data)
     balloon_quit(b);
 }
 
-/* ROM and whatever else is below 1 MiB on a PC */
+/* ROM, and other regions below 1 MiB on a PC */
 static void test_rom(const void *data)
 {
     Balloon *b = balloon_start(data, "");
@@ -241,7 +244,7 @@ static void test_truncated(const void *data)
     balloon_quit(b);
 }
 
-/* There is nothing for the device to read. */
+/* An element has no data for the device to read. */
 static void test_in_only(const void *data)
 {
     Balloon *b = balloon_start(data, "");
@@ -255,7 +258,9 @@ static void test_in_only(const void *data)
     balloon_quit(b);
 }
 
-/* Empty descriptors are not allowed; the device recovers with a reset. */
+/*
+ * Descriptors of length zero are not allowed. The device recovers with a reset.
+ */
 static void test_zero_length(const void *data)
 {
     Balloon *b = balloon_start(data, "");
@@ -275,7 +280,7 @@ static void test_zero_length(const void *data)
     balloon_quit(b);
 }
 
-/* A descriptor that is followed by itself */
+/* A descriptor that is chained to itself */
 static void submit_loop(Balloon *b, int q, uint64_t mem)
 {
     QVirtQueue *vq = b->vq[q];
@@ -298,13 +303,13 @@ static void submit_bad_head(Balloon *b, int q, uint64_t mem)
     qvirtqueue_kick(b->qts, b->dev, b->vq[q], 0xffff);
 }
 
-/* Something for the device to write before something for it to read */
+/* A writable descriptor before a readable one */
 static void submit_bad_order(Balloon *b, int q, uint64_t mem)
 {
     submit_element(b, q, (Buffer[]){ { mem, 4, true }, { mem, 4, false } }, 2);
 }
 
-/* Rings that make no sense break the device, but do not harm QEMU. */
+/* Invalid rings break the device, but do not harm QEMU. */
 static void test_bad_rings(const void *data)
 {
     static void (*const submits[])(Balloon *b, int q, uint64_t mem) = {
@@ -328,7 +333,7 @@ static void test_bad_rings(const void *data)
     balloon_quit(b);
 }
 
-/* A buffer where there is no memory is read as zeroes. */
+/* A buffer at an address without memory reads as zeroes. */
 static void test_bad_buffer(const void *data)
 {
     Balloon *b = balloon_start(data, "");

@@ -1,7 +1,7 @@
 /*
- * QTest test cases for virtio-balloon: what runs on all machines of libqos
+ * QTest test cases for virtio-balloon: tests that run on all machines of libqos
  *
- * Tests that depend on the transport, or migrate, are in programs of their own,
+ * Tests that depend on the transport, or that migrate, are in other programs,
  * see virtio-balloon-*-test.c.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
@@ -15,7 +15,7 @@
 #include "libqos/virtio-balloon.h"
 #include "virtio-balloon-common.h"
 
-/* The device, which has no ID on the command line of qos-test */
+/* The path of the device, which has no ID on the command line of qos-test */
 #define ANON_PATH       "/machine/peripheral-anon/device[0]"
 
 /* Initialize the device, which libqos has reset. */
@@ -32,7 +32,7 @@ static Balloon start(QVirtioBalloon *obj, QGuestAllocator *alloc)
     return b;
 }
 
-/* Nothing that the driver did was wrong. */
+/* Check that the device has not been broken. */
 static void finish(Balloon *b)
 {
     g_assert_false(is_broken(b));
@@ -68,8 +68,8 @@ static void test_config(void *obj, void *data, QGuestAllocator *alloc)
 }
 
 /*
- * A page of the host between two others.  It is discarded as a whole, and may
- * be more than one page of the balloon.
+ * A host page between two others.  It is discarded as a whole, and may consist
+ * of more than one balloon page.
  */
 typedef struct HostPage {
     uint64_t size;
@@ -164,7 +164,7 @@ static bool have_stats(void)
     return have;
 }
 
-/* The device keeps the buffer, and shows what is in it. */
+/* The device keeps the buffer, and shows the statistics that are in it. */
 static void test_stats(void *obj, void *data, QGuestAllocator *alloc)
 {
     struct virtio_balloon_stat stat = {

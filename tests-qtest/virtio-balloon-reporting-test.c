@@ -38,12 +38,12 @@ static void test_reporting_bad(const void *data)
     uint64_t mem = alloc_pages(b, 4);
     uint32_t le = cpu_to_le32(pfn(mem));
 
-    /* Not whole pages */
+    /* Ranges that are not whole pages */
     report(b, mem + 1, PAGE);
     report(b, mem, PAGE - 1);
     report(b, mem + 512, 2 * PAGE - 512);
     assert_pages(b, mem, "PPPP");
-    /* Not for the device to write */
+    /* A buffer that the device cannot write to */
     wait_used(b, b->reporting_vq,
               submit(b, b->reporting_vq, put(b, &le, 4), 4, false));
     assert_pages(b, mem, "PPPP");
@@ -61,7 +61,7 @@ static void test_reporting_poison(const void *data)
     config_writel(b, CFG(poison_val), PATTERN);
     report(b, mem, PAGE);
     assert_pages(b, mem, "PP");
-    /* The balloon itself does not care */
+    /* Inflating is not affected */
     send_pfns(b, IVQ, &(uint32_t){ pfn(mem) + 1 }, 1);
     assert_pages(b, mem, "P0");
     config_writel(b, CFG(poison_val), 0);

@@ -1,5 +1,6 @@
 /*
- * QTest test cases for what only the implementation of virtio-balloon in Rust
+ * QTest test cases for features of only the Rust implementation of
+ * virtio-balloon
  * does
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
@@ -38,7 +39,7 @@ static void test_counters(const void *data)
     balloon_quit(b);
 }
 
-/* The driver claims that more than all of the memory is in the balloon. */
+/* The driver claims that the balloon has more pages than the guest. */
 static void test_excess(const void *data)
 {
     Balloon *b = balloon_start(data, "");
@@ -55,8 +56,9 @@ static void test_excess(const void *data)
 }
 
 /*
- * Make elements available with one notification: every 8th page, beginning with
- * another one in each element.  All of them together are one range.
+ * Make elements available with one notification.  Each element has every 8th
+ * page, beginning with a different one.  The pages of all elements together are
+ * one range.
  */
 static void inflate_shuffled(Balloon *b, uint64_t mem)
 {
@@ -78,8 +80,8 @@ static void inflate_shuffled(Balloon *b, uint64_t mem)
 }
 
 /*
- * Many elements in any order become few discards: they are far from what the
- * device does in a turn.
+ * Many elements in any order become a few discards.  They use far less than the
+ * budget of a turn.
  */
 static void test_runs(const void *data)
 {
@@ -92,12 +94,12 @@ static void test_runs(const void *data)
 }
 
 /*
- * Elements that take long
+ * Elements that take a long time
  */
 
 #define ENDLESS_PFNS    (1024 * 1024)
 
-/* PFNs: every second page of 8 MiB, over and over */
+/* A buffer of PFNs: every second page of 8 MiB, many times */
 static Buffer prepare_endless(Balloon *b)
 {
     g_autofree uint32_t *le = g_new(uint32_t, ENDLESS_PFNS);
@@ -112,12 +114,12 @@ static Buffer prepare_endless(Balloon *b)
     return endless;
 }
 
-/* As many descriptors as a queue of any size can have in an element */
+/* The most descriptors in an element; every queue has room for them */
 #define MAX_DESCS   128
 
 /*
- * Make an element available with many descriptors, each of which refers to the
- * same PFNs.  There must not be any other in the queue.
+ * Make an element available that has many descriptors, all of which refer to
+ * the same PFNs.  There must not be any other element in the queue.
  */
 static uint32_t submit_endless(Balloon *b, Buffer endless, int descs)
 {
@@ -131,8 +133,8 @@ static uint32_t submit_endless(Balloon *b, Buffer endless, int descs)
 }
 
 /*
- * How many descriptors an element has when it is tried again: the test may be
- * slower than the device, if only it is not so every time.
+ * The number of descriptors for the next attempt.  An attempt fails if the
+ * device is faster than the test, which must not be the case every time.
  */
 static int next_try(int descs)
 {
@@ -142,7 +144,7 @@ static int next_try(int descs)
     return MIN(2 * descs, MAX_DESCS);
 }
 
-/* Stop the VM while an element is being worked on. */
+/* Stop the VM while the device works on an element. */
 static uint32_t stop_in_the_middle(Balloon *b, Buffer endless)
 {
     for (int descs = 8; ; descs = next_try(descs)) {
@@ -166,8 +168,9 @@ static void test_bounded(const void *data)
     uint32_t head;
 
     /*
-     * It is worked on step by step, and the monitor answers meanwhile.  A
-     * device that does not let it would have done everything each time.
+     * The device works on the element in turns, and the monitor answers between
+     * them.  A device that does not yield would have finished the element
+     * before each answer.
      */
     for (int descs = 8; ; descs = next_try(descs)) {
         head = submit_endless(b, endless, descs);
@@ -178,7 +181,7 @@ static void test_bounded(const void *data)
         }
     }
 
-    /* The VM is stopped in the middle, and continues */
+    /* The VM is stopped in the middle of an element, and continues */
     head = stop_in_the_middle(b, endless);
     inflated = get_counter(b, "pages-inflated");
     assert_not_used(b, IVQ);
@@ -186,7 +189,7 @@ static void test_bounded(const void *data)
     continue_vm(b);
     wait_used(b, IVQ, head);
 
-    /* The driver resets the device in the middle */
+    /* The driver resets the device in the middle of an element */
     submit_endless(b, endless, 64);
     balloon_restart(b, F_BALLOON);
     inflated = get_counter(b, "pages-inflated");
@@ -194,15 +197,15 @@ static void test_bounded(const void *data)
     assert_pages(b, mem, "0");
     g_assert_cmpint(get_counter(b, "pages-inflated"), ==, inflated + 1);
 
-    /* The device goes away in the middle */
+    /* QEMU quits in the middle of an element */
     submit_endless(b, endless, 64);
     balloon_quit(b);
 }
 
 /*
- * The host reads ahead what a file has for pages that leave the balloon, which
- * takes time for each of them.  If the VM is stopped, the device does what can
- * be done in two turns, and puts the rest back.
+ * When pages leave the balloon, the host reads ahead what the file has for
+ * them, which takes time for each page.  If the VM is stopped, the device does
+ * what it can do in two turns, and puts the rest back.
  */
 static void test_bounded_advice(const void *data)
 {
@@ -228,7 +231,7 @@ static void test_bounded_advice(const void *data)
 
 /*
  * The command ID stays in the configuration space until the round ends, so that
- * a driver that reads it again, whatever the reason, does not end the round.
+ * a driver that reads it again, for any reason, does not end the round.
  */
 static void test_hinting_cmd_id(const void *data)
 {
@@ -241,7 +244,7 @@ static void test_hinting_cmd_id(const void *data)
     hint_command(b, id);
     hint(b, mem);
     g_assert_cmphex(get_cmd_id(b), ==, id);
-    /* a configuration change interrupt */
+    /* causes a configuration change interrupt */
     set_balloon(b, RAM_SIZE - PAGE);
     g_assert_cmphex(get_cmd_id(b), ==, id);
     hint(b, mem);
@@ -261,8 +264,8 @@ static void test_hinting_cmd_id(const void *data)
 }
 
 /*
- * Free page hinting, while there is a hint that the driver does not have back.
- * The I/O thread of the C device may use the queue after its reset.
+ * Free page hinting while a hint is in flight.  The I/O thread of the C device
+ * may use the queue after it was reset.
  */
 
 static void test_hinting_reset(const void *data)
@@ -277,7 +280,9 @@ static void test_hinting_reset(const void *data)
  * Migration
  */
 
-/* An element that is being worked on is finished at the destination. */
+/*
+ * An element that the device has not finished is finished at the destination.
+ */
 static void test_migrate_unfinished(const void *data)
 {
     Balloon *b = balloon_start(data, "");

@@ -13,7 +13,7 @@
 #define UNSET           UINT64_MAX
 
 /*
- * What QMP shows
+ * Statistics in QMP
  */
 
 #define INTERVAL        "guest-stats-polling-interval"
@@ -59,7 +59,7 @@ static uint64_t get_stat(Balloon *b, const char *name)
     uint64_t value;
 
     g_assert_nonnull(num);
-    /* Large values are unsigned, others can be either */
+    /* Large values are unsigned; others can be signed or unsigned */
     if (!qnum_get_try_uint(num, &value)) {
         value = qnum_get_int(num);
     }
@@ -82,7 +82,7 @@ static int64_t last_update(Balloon *b)
 }
 
 /*
- * What the driver sends
+ * Statistics from the driver
  */
 
 typedef struct virtio_balloon_stat Stat;
@@ -98,7 +98,9 @@ static uint32_t send_stats(Balloon *b, const Stat *stats, int n)
                   n * sizeof(*stats), false);
 }
 
-/* The device has seen what the driver has sent */
+/*
+ * Wait until the device has received the statistics that the driver has sent.
+ */
 static void sync_stats(Balloon *b, const char *name, uint64_t value)
 {
     WAIT_FOR(get_stat(b, name) == value);
@@ -137,16 +139,16 @@ static void test_stats(const void *data)
         assert_stat(b, names[i], i == 5 ? UINT64_MAX - 1 : 1000 + i);
     }
     g_assert_cmpint(last_update(b), >, 1700000000);
-    /* The buffer stays with the device, because nobody polls */
+    /* The device keeps the buffer, because polling is disabled */
     assert_not_used(b, SVQ);
 
     set_interval(b, 10);
     g_assert_cmpint(get_interval(b, backend_path(b->t)), ==, 10);
     g_assert_cmpint(get_interval(b, BALLOON_PATH), ==, 10);
-    /* At once, */
+    /* The device polls at once, */
     qtest_clock_step(b->qts, 1000);
     wait_used(b, SVQ, head);
-    /* and then again after the interval; what was not sent is unset */
+    /* and again after the interval; a statistic that was not sent is unset */
     stats[0] = stat_entry(7, 77);
     stats[1] = stat_entry(VIRTIO_BALLOON_S_NR, 1);
     stats[2] = stat_entry(0xffff, 2);
@@ -162,14 +164,14 @@ static void test_stats(const void *data)
     qtest_clock_step(b->qts, 2 * SECOND);
     wait_used(b, SVQ, head);
 
-    /* The timer goes on even if the driver has not answered yet */
+    /* The timer continues even if the driver has not answered yet */
     qtest_clock_step(b->qts, 50 * SECOND);
     head = send_stats(b, stats, 1);
     sync_stats(b, names[7], 77);
     qtest_clock_step(b->qts, 11 * SECOND);
     wait_used(b, SVQ, head);
 
-    /* Disabled */
+    /* Polling is disabled */
     head = send_stats(b, stats + 3, 1);
     sync_stats(b, names[6], 66);
     set_interval(b, 0);
@@ -227,7 +229,7 @@ static void test_stats_twice(const void *data)
     balloon_quit(b);
 }
 
-/* Entries that are not complete are ignored */
+/* Incomplete entries are ignored */
 static void test_stats_truncated(const void *data)
 {
     Balloon *b = balloon_start(data, "");
@@ -256,7 +258,7 @@ static void test_stats_reset(const void *data)
     send_stats(b, stats, 1);
     sync_stats(b, "stat-minor-faults", 33);
 
-    /* The device has the buffer; a reset by the driver takes it away, */
+    /* The device has a buffer. A reset by the driver drops it, */
     balloon_restart(b, F_BALLOON);
     assert_stat(b, "stat-minor-faults", 33);
     set_interval(b, 1);
@@ -266,7 +268,7 @@ static void test_stats_reset(const void *data)
     qtest_clock_step(b->qts, 5 * SECOND);
     wait_used(b, SVQ, head);
 
-    /* and one of the machine also the statistics. */
+    /* and a reset of the machine also clears the statistics. */
     send_stats(b, stats, 1);
     qtest_qmp_assert_success(b->qts, "{ 'execute': 'system_reset' }");
     qtest_qmp_eventwait(b->qts, "RESET");
@@ -285,7 +287,7 @@ static void test_stats_in_only(const void *data)
 
     WAIT_FOR(last_update(b));
     assert_stat(b, "stat-free-memory", UNSET);
-    /* The device has the buffer, and returns it when it wants more. */
+    /* The device keeps the buffer, and returns it when it polls. */
     assert_not_used(b, SVQ);
     set_interval(b, 1);
     qtest_clock_step(b->qts, 1000);
@@ -320,7 +322,7 @@ static void test_stop_cont(const void *data)
     balloon_quit(b);
 }
 
-/* The destination reads the buffer again, which the device has. */
+/* The destination pops the buffer again that the source has kept. */
 static void test_stats_migrate(const void *data)
 {
     Balloon *b = balloon_start(data, "");

@@ -10,15 +10,15 @@
 #include "virtio-balloon-common.h"
 
 /*
- * Properties, errors and hotplug: tests that need no driver, and only one
- * machine
+ * Properties, errors and hotplug: tests that need no driver, and run on one
+ * machine only
  */
 
 #define BACKEND_PATH    BALLOON_PATH "/virtio-backend"
 
-/* The machine, and the balloon with its proxy, for tests without a driver */
+/* The machine, and the type of the proxy, for tests without a driver */
 static const char *machine, *proxy;
-/* Where devices can be plugged in later, if that is not the default bus */
+/* The bus for hotplug, if it is not the default bus */
 static const char *hotplug_bus;
 
 static QTestState *boot_machine(const char *options)
@@ -49,7 +49,7 @@ static QDict *device_args(void)
     return args;
 }
 
-/* Add a device, which has to fail.  Takes ownership of the arguments. */
+/* Check that a device cannot be added.  Takes ownership of the arguments. */
 static void assert_device_add_error(QTestState *qts, QDict *args,
                                     const char *expected)
 {
@@ -65,7 +65,9 @@ static void test_hint_without_iothread(void)
     qdict_put_bool(args, "free-page-hint", true);
     assert_device_add_error(qts, args,
                             "'free-page-hint' requires 'iothread' to be set");
-    /* Nothing is left of it, and another one can take its place. */
+    /*
+     * The failed device has left nothing behind, and another one can be added.
+     */
     assert_no_balloon(qts);
     args = device_args();
     qdict_put_bool(args, "free-page-hint", true);
@@ -82,17 +84,17 @@ static void test_only_one(void)
 
     assert_device_add_error(qts, device_args(),
                             "Only one balloon device is supported");
-    /* The first one still works */
+    /* The first device still works */
     qtest_qmp_assert_success(qts, "{ 'execute': 'query-balloon' }");
     qtest_quit(qts);
 }
 
-/* The timer of a device that was not realized goes away with it. */
+/* The timer of a device that was not realized is freed with the device. */
 static void test_stats_timer(void)
 {
     QTestState *qts = boot_proxy("");
 
-    /* The place of one device that is freed can be that of the next one. */
+    /* The next device may be allocated at the address of one that was freed. */
     for (int i = 0; i < 10; i++) {
         QDict *args = device_args();
 
@@ -109,7 +111,7 @@ static void test_hotplug(void)
     QTestState *qts = qtest_init("-machine pc -object iothread,id=io0");
 
     assert_no_balloon(qts);
-    /* So many that leaks can be seen with sanitizers; they take 20 ms each. */
+    /* Enough iterations for sanitizers to see leaks; each takes 20 ms. */
     for (int i = 0; i < 100; i++) {
         qtest_qmp_device_add(qts, "virtio-balloon-pci", "balloon",
                              "{ 'free-page-hint': true, 'iothread': 'io0',"
@@ -138,7 +140,7 @@ static void test_bad_properties(void)
     qtest_quit(qts);
 }
 
-/* Properties of the device cannot be changed once it is there */
+/* Properties cannot be changed after the device was realized */
 static void test_realized_properties(void)
 {
     QTestState *qts = boot_proxy("");
@@ -152,7 +154,7 @@ static void test_realized_properties(void)
     qtest_quit(qts);
 }
 
-/* The properties that are features, as seen through the proxy */
+/* Properties for features, as seen through the proxy */
 static void test_proxy_properties(void)
 {
     static const char *const names[] = {

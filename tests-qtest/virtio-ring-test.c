@@ -1,8 +1,8 @@
 /*
  * QTest test cases for virtqueues
  *
- * libqos does not know packed virtqueues, and does nothing that drivers must
- * not do, so this comes with a minimal driver.
+ * libqos does not support packed virtqueues, and cannot violate the
+ * specification, so this file has a minimal driver of its own.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -43,7 +43,7 @@ typedef struct PackedQueue {
     uint64_t mmio;
     uint16_t index;
     uint16_t size;
-    /* Where the driver adds the next descriptor */
+    /* The slot of the next descriptor that the driver adds */
     uint16_t next;
     bool wrap;
 } PackedQueue;
@@ -73,7 +73,7 @@ static void write_features(QTestState *qts, uint64_t mmio, uint64_t features)
     }
 }
 
-/* Start the device with one queue, which is at RING, @avail and @used. */
+/* Start the device with one queue, with its areas at RING, @avail and @used. */
 static void start_device(QTestState *qts, uint64_t mmio, uint64_t features,
                          uint16_t index, uint16_t size, uint64_t avail,
                          uint64_t used)
@@ -151,7 +151,10 @@ static void packed_kick(PackedQueue *vq)
     qtest_writel(vq->qts, vq->mmio + VIRTIO_MMIO_QUEUE_NOTIFY, vq->index);
 }
 
-/* The device has used the element @id and has written this to slot @slot */
+/*
+ * Check that the device has used the element @id, and has written it to slot
+ * @slot
+ */
 static void packed_assert_used(PackedQueue *vq, uint16_t slot, bool wrap,
                                uint16_t id, uint32_t len)
 {
@@ -164,7 +167,9 @@ static void packed_assert_used(PackedQueue *vq, uint16_t slot, bool wrap,
     g_assert_cmpuint(le32_to_cpu(desc.len), ==, len);
 }
 
-/* The device has not used slot @slot since the driver filled it with zeroes */
+/*
+ * Check that the device has not written slot @slot since the driver cleared it
+ */
 static void packed_assert_empty(PackedQueue *vq, uint16_t slot)
 {
     struct vring_packed_desc desc;
@@ -188,8 +193,8 @@ static void press_key(QTestState *qts, const char *key)
 }
 
 /*
- * virtio-input needs two elements for a key: one for the key, one for the
- * SYN_REPORT.  If there is no second one, it puts back the first one.
+ * virtio-input needs two elements for a key press: one for the key, one for
+ * SYN_REPORT.  If there is no second element, it puts the first one back.
  */
 static void unpop_chain(void)
 {
@@ -220,8 +225,8 @@ static void unpop_chain(void)
 }
 
 /*
- * With VIRTIO_F_IN_ORDER, the device looks for the place of an element among
- * those that it has.
+ * With VIRTIO_F_IN_ORDER, the device looks for an element among those in
+ * flight.
  */
 static void in_order_full_ring(void)
 {
@@ -234,7 +239,7 @@ static void in_order_full_ring(void)
     for (int round = 0; round < 4; round++) {
         bool wrap = round % 2 == 0;
 
-        /* Two elements that need all of the ring, one for each event */
+        /* Two elements that fill the ring, one for each event */
         packed_add(&vq, 10, VRING_DESC_F_WRITE, DATA, 2, 4);
         packed_add(&vq, 11, VRING_DESC_F_WRITE, DATA + 8, 2, 4);
         packed_kick(&vq);
@@ -268,7 +273,7 @@ static void wait_used(PackedQueue *vq, uint16_t slot, bool wrap)
     }
 }
 
-/* The same with as many elements as the ring has descriptors */
+/* The same, with as many elements as the ring has descriptors */
 static void in_order_balloon(void)
 {
     QTestState *qts = qtest_init(MICROVM "-device virtio-balloon-device,"
@@ -276,7 +281,7 @@ static void in_order_balloon(void)
     PackedQueue vq = packed_start(qts, VIRTIO_ID_BALLOON,
                                   1ull << VIRTIO_F_IN_ORDER, 0, 128);
 
-    /* A page that is not used otherwise */
+    /* A page that is not used for anything else */
     qtest_writel(qts, DATA, (DATA + 1 * MiB) >> VIRTIO_BALLOON_PFN_SHIFT);
     for (int round = 0; round < 3; round++) {
         bool wrap = round % 2 == 0;
@@ -314,8 +319,8 @@ static void add_blk_request(PackedQueue *vq, uint16_t id, uint32_t type,
 }
 
 /*
- * An element is finished before an older one when the driver resets the device.
- * It does not return after that.
+ * An element completes before an older one, and then the driver resets the
+ * device.  After that, the element must not be returned.
  */
 static void in_order_reset(void)
 {
@@ -328,7 +333,7 @@ static void in_order_reset(void)
     PackedQueue vq = packed_start(qts, VIRTIO_ID_BLOCK,
                                   1ull << VIRTIO_F_IN_ORDER, 0, 16);
 
-    /* The first one fails, and is kept until the VM continues. */
+    /* The first request fails, and is kept until the VM continues. */
     add_blk_request(&vq, 1, VIRTIO_BLK_T_IN, 512);
     add_blk_request(&vq, 2, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_ID_BYTES);
     packed_kick(&vq);
@@ -344,7 +349,7 @@ static void in_order_reset(void)
     packed_assert_used(&vq, 0, true, 3, VIRTIO_BLK_ID_BYTES + 1);
     packed_assert_empty(&vq, 3);
 
-    /* The next one follows it. */
+    /* The next request follows in the ring. */
     add_blk_request(&vq, 4, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_ID_BYTES);
     packed_kick(&vq);
     wait_used(&vq, 3, true);
@@ -352,7 +357,7 @@ static void in_order_reset(void)
     qtest_quit(qts);
 }
 
-/* A chain goes on through descriptors that the device has taken before. */
+/* A chain continues in descriptors that the device has already popped. */
 static void chain_in_use(void)
 {
     QTestState *qts = qtest_init(MICROVM "-device virtio-keyboard-device,"
@@ -363,7 +368,7 @@ static void chain_in_use(void)
     packed_add_desc(&vq, 11, VRING_DESC_F_WRITE | VRING_DESC_F_NEXT, DATA, 4);
     packed_add_desc(&vq, 11, VRING_DESC_F_WRITE | VRING_DESC_F_NEXT, DATA, 4);
     packed_kick(&vq);
-    /* This takes two elements, see unpop_chain(). */
+    /* This needs two elements, see unpop_chain(). */
     press_key(qts, "a");
     assert_broken(qts, vq.mmio);
     qtest_quit(qts);
@@ -378,8 +383,8 @@ static void set_size(QTestState *qts, uint64_t mmio, uint16_t index,
 }
 
 /*
- * A driver changes the size of a ring while it is in use.  It keeps the one
- * that it had.
+ * A driver changes the size of a ring while it is in use.  The device keeps the
+ * old size.
  */
 static void resize(void)
 {
@@ -404,7 +409,7 @@ static void resize(void)
                 set_size(qts, vq.mmio, vq.index, sizes[i][1]);
             }
             if (j == 45) {
-                /* Not in this way, either */
+                /* Clearing FEATURES_OK and DRIVER_OK must not help */
                 qtest_writel(qts, vq.mmio + VIRTIO_MMIO_STATUS,
                              VIRTIO_CONFIG_S_ACKNOWLEDGE);
                 set_size(qts, vq.mmio, vq.index, sizes[i][1]);
@@ -423,7 +428,7 @@ static void resize(void)
 #define AVAIL           EVENTS
 #define USED            (EVENTS + 0x400)
 
-/* Add an element to a split ring; the last one is @idx - 1. */
+/* Add the element with index @idx to a split ring. */
 static void split_add(QTestState *qts, uint64_t mmio, uint16_t index,
                       uint16_t idx, uint64_t addr, uint32_t len)
 {
@@ -440,8 +445,8 @@ static void split_add(QTestState *qts, uint64_t mmio, uint16_t index,
 }
 
 /*
- * A driver changes the format of a ring while it is in use.  It keeps the one
- * that it had.
+ * A driver changes the format of a ring while it is in use.  The device keeps
+ * the old format.
  */
 static void change_format(const void *data)
 {
@@ -457,14 +462,16 @@ static void change_format(const void *data)
     uint16_t idx = 0;
 
     start_device(qts, mmio, features, 2, SPLIT_SIZE, AVAIL, USED);
-    /* More elements than the ring has entries; the last one is kept. */
+    /*
+     * More elements than the ring has entries; the device keeps the last one.
+     */
     while (idx < 3 * SPLIT_SIZE / 2) {
         split_add(qts, mmio, 2, idx++, DATA, 10);
     }
     g_assert_cmpuint(qtest_readw(qts, USED + offsetof(struct vring_used, idx)),
                      ==, idx - 1);
 
-    /* Without a reset */
+    /* Change the features without a reset */
     qtest_writel(qts, mmio + VIRTIO_MMIO_STATUS, status);
     write_features(qts, mmio, features ^ (1ull << VIRTIO_F_RING_PACKED |
                                           1ull << VIRTIO_F_IN_ORDER));
@@ -524,8 +531,8 @@ static void migrate_to_file(QTestState *qts, const char *uri)
 }
 
 /*
- * virtio-balloon keeps the element with the statistics, does not migrate it,
- * and gets it from the queue again on the destination.
+ * virtio-balloon keeps the element with the statistics and does not migrate
+ * it.  The destination pops the element from the queue again.
  */
 static void rewind_chain(void)
 {
@@ -542,13 +549,13 @@ static void rewind_chain(void)
     write_stat(qts, DATA, VIRTIO_BALLOON_S_MEMFREE, 0x1111);
     write_stat(qts, DATA + size, VIRTIO_BALLOON_S_MEMTOT, 0x2222);
 
-    /* The device returns an element when it has got the next one */
+    /* The device returns an element when it pops the next one */
     for (int i = 0; i < 3; i++) {
         packed_add(&vq, i, 0, DATA, size, 1);
         packed_kick(&vq);
         assert_stats(qts, 0x1111, -1);
     }
-    /* The last descriptor of the ring, and the first one */
+    /* An element in the last descriptor of the ring and the first one */
     packed_add(&vq, 3, 0, DATA, size, 2);
     packed_kick(&vq);
     assert_stats(qts, 0x1111, 0x2222);
@@ -556,7 +563,7 @@ static void rewind_chain(void)
         packed_assert_used(&vq, i, true, i, 0);
     }
 
-    /* Only as many descriptors as are in use are looked at */
+    /* Only descriptors that are in use may be read */
     qtest_writew(qts, RING + 2 * sizeof(struct vring_packed_desc) +
                  offsetof(struct vring_packed_desc, flags), VRING_DESC_F_NEXT);
 
@@ -569,7 +576,7 @@ static void rewind_chain(void)
     qtest_qmp_eventwait(qts, "RESUME");
     assert_stats(qts, 0x1111, 0x2222);
 
-    /* All of the chain is returned, and the next element is found */
+    /* The whole chain is returned, and the next element is found */
     write_stat(qts, DATA, VIRTIO_BALLOON_S_MEMFREE, 0x3333);
     packed_add(&vq, 4, 0, DATA, size, 2);
     packed_kick(&vq);
@@ -614,12 +621,12 @@ static void notify_queue(QVirtioPCIDevice *pci, uint16_t idx)
 }
 
 /*
- * The place to which virtqueue_pop() writes the index of an element is the
- * register with which the slot of the device is powered off.
+ * virtqueue_pop() writes the index of an element to avail_event.  Here, that is
+ * the register with which the slot of the device is powered off.
  */
 static void unplug_in_pop(void)
 {
-    /* Off, with the indicator off: unplug at once */
+    /* Power and indicator off: the device is unplugged at once */
     const uint16_t power_off = PCI_EXP_SLTCTL_PCC | PCI_EXP_SLTCTL_PWR_IND_OFF;
     QTestState *qts = qtest_init("-machine q35 -nodefaults -m 64M "
         "-global ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off "
@@ -662,7 +669,7 @@ static void unplug_in_pop(void)
         notify_queue(pci, idx);
     }
 
-    /* The avail_event of a ring with one entry is behind this entry. */
+    /* The avail_event of a ring with one entry follows this entry. */
     used = ECAM + (ROOT_PORT << 12) + cap + PCI_EXP_SLTCTL -
            offsetof(struct vring_used, ring[1]);
     enable_queue(pci, 1, used);
