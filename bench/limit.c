@@ -2,9 +2,9 @@
  * The system calls that discard memory, without a device around them
  *
  * Reads runs of pages ("offset count", in pages, one per line) from standard
- * input; an empty line ends a group of runs that is discarded at once.  Prints
- * how long it takes to discard all of them, in nanoseconds: with one call for
- * each run, and with process_madvise() (0 if that is not possible).
+ * input.  An empty line ends a group of runs that is discarded with one call.
+ * Prints how long it takes to discard all groups, in nanoseconds: with one call
+ * for each run, and with process_madvise() (0 if that is not possible).
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -24,7 +24,7 @@
 #define PAGE        4096ULL
 #define HUGE_PAGE   (2ULL << 20)
 #define MAX_RUNS    1024
-/* as the device does, so that others have their turn */
+/* the budget of a turn for shared memory in small pages */
 #define MAX_BYTES   (16ULL << 20)
 
 static char *mem;
@@ -118,7 +118,7 @@ static uint64_t vectored(int pidfd)
     return now() - start;
 }
 
-/* How long it takes to use all memory again, with and without a hint */
+/* Measure how long it takes to use all memory again, with and without a hint */
 static uint64_t use_again(int hint)
 {
     uint64_t start;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! What is measured
+//! The cases that are measured
 
 use std::fmt::Write as _;
 
@@ -8,23 +8,23 @@ use qtest_client::rng::Rng;
 
 use crate::ring::{ELEMENT, ELEMENTS};
 
-/// Pages in a full ring
+/// The number of PFNs in a full ring
 pub const PAGES: usize = ELEMENT * ELEMENTS;
 
-/// What backs the guest's memory
+/// The kind of memory that backs the guest's RAM
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Backing {
     pub name: &'static str,
     /// Options for QEMU
     pub args: &'static [&'static str],
-    /// Whether it may consist of transparent huge pages
+    /// Whether the memory may consist of transparent huge pages
     pub thp: bool,
-    /// Options for the Rust device that C does not have
+    /// Options for the Rust device that the C device does not have
     pub rust_options: &'static str,
 }
 
 impl Backing {
-    /// Whether it consists of huge pages from the pool
+    /// Whether the memory consists of huge pages from the pool
     pub fn is_hugetlb(&self) -> bool {
         self.name.starts_with("hugetlb")
     }
@@ -75,11 +75,11 @@ pub const BACKINGS: [Backing; 5] = [
     },
 ];
 
-/// In which order the driver sends the PFNs
+/// The order in which the driver sends the PFNs
 pub const ORDERS: [&str; 4] = ["descending", "ascending", "runs", "random"];
 
-/// In which order they are in a hostile element: as many ranges as possible, or
-/// as much memory as possible
+/// The order of the PFNs in a hostile element: the first has as many ranges as
+/// possible, the second as much memory as possible
 pub const HOSTILE: [&str; 2] = ["random", "ascending"];
 
 /// The PFNs of a full ring, relative to the region
@@ -90,13 +90,13 @@ pub fn pfns(order: &str) -> Vec<u32> {
         "descending" => (0..n).rev().collect(),
         "ascending" => (0..n).collect(),
         "random" => {
-            // Every second page, so that none is next to another
+            // Every second page, so that no two are adjacent
             let mut list: Vec<u32> = (0..n).map(|i| 2 * i).collect();
             rng.shuffle(&mut list);
             list
         }
         _ => {
-            // Runs of 1 to 64 with a page between them
+            // Runs of 1 to 64 pages, with a gap of one page between them
             let (mut runs, mut count, mut next) = (Vec::new(), 0, 0);
             while count < n {
                 let len = (1 + rng.below(64) as u32).min(n - count);
@@ -110,8 +110,7 @@ pub fn pfns(order: &str) -> Vec<u32> {
     }
 }
 
-/// The runs that are left of the PFNs in each group, as input for the program
-/// that measures the limit
+/// The runs that the PFNs of each group form, as input for limit.c
 pub fn runs(pfns: &[u32], group_size: usize) -> String {
     let mut text = String::new();
     for group in pfns.chunks(group_size) {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! `balloon-bench`: how fast memory goes into the balloon, and out of it
+//! `balloon-bench`: measures how fast memory goes into the balloon and out of
+//! it
 //!
-//! Measures two builds of QEMU in turns, together with the system calls that
-//! are needed in any case.
+//! Alternates between two builds of QEMU, and also measures the system calls
+//! that any device needs.
 
 mod cases;
 mod measure;
@@ -73,7 +74,7 @@ fn main() -> Result<()> {
             let latency = monitor_latency(binary, backing, order, rust)?;
             Ok::<_, anyhow::Error>(latency.as_secs_f64() * 1000.0)
         };
-        // One that does not answer at all need not be asked again
+        // If it does not answer at all, further repetitions have no use
         let measured = ms(&cli.a, false).and_then(|c| {
             let rust: Result<Vec<_>> = (0..cli.reps).map(|_| ms(&cli.b, true)).collect();
             Ok(Latency { c, rust: rust? })

@@ -42,7 +42,8 @@ fn limit(program: &Path, backing: Backing, runs: &str) -> Result<f64> {
     Ok(best / PAGES as f64)
 }
 
-/// Inflate and deflate: all orders and sizes of batches, for one kind of memory
+/// Measure inflating and deflating with one kind of memory, with all orders and
+/// batch sizes.
 pub fn bench_rings(cli: &Cli, backing: Backing, rows: &mut Rows) -> Result<()> {
     let binaries = [&cli.a, &cli.b];
     let huge = backing.is_hugetlb();
@@ -72,7 +73,7 @@ pub fn bench_rings(cli: &Cli, backing: Backing, rows: &mut Rows) -> Result<()> {
                     }
                 }
                 if huge {
-                    // There are hardly any system calls to be compared with
+                    // Deflating needs hardly any system calls to compare with
                     continue;
                 }
                 let group = if one_kick { PAGES } else { ELEMENT };
@@ -84,20 +85,21 @@ pub fn bench_rings(cli: &Cli, backing: Backing, rows: &mut Rows) -> Result<()> {
     Ok(())
 }
 
-/// Start QEMU, with C or `rust`, with or without transparent huge pages.
+/// Start QEMU with the C device or, if `rust`, the Rust device; with or without
+/// transparent huge pages.
 fn start(binary: &Path, backing: Backing, rust: bool) -> Result<Driver> {
     let options = if rust { backing.rust_options } else { "" };
     if backing.thp {
         return Driver::start(binary, backing.args, options);
     }
-    // inherited by QEMU
+    // QEMU inherits this setting
     nix::sys::prctl::set_thp_disable(true)?;
     let driver = Driver::start(binary, backing.args, options);
     nix::sys::prctl::set_thp_disable(false)?;
     driver
 }
 
-/// Reports of 32 times 4 MiB, in ns/page
+/// Measure reports of 32 times 4 MiB; in ns/page.
 pub fn bench_reporting(cli: &Cli, rows: &mut Rows) -> Result<()> {
     let row = rows.entry("reporting 32 x 4 MiB".to_owned()).or_default();
     for _ in 0..cli.reps {
@@ -117,10 +119,10 @@ pub fn bench_reporting(cli: &Cli, rows: &mut Rows) -> Result<()> {
     Ok(())
 }
 
-/// How long the monitor does not answer while a hostile element is worked on:
-/// 128 descriptors of 64 MiB of valid PFNs, in random or in ascending order, for
-/// one kind of memory.  It is as long as the most expensive turn, and what the
-/// monitor itself takes.
+/// Measure for how long the monitor does not answer while the device works on a
+/// hostile element: 128 descriptors of 64 MiB of valid PFNs, in random or in
+/// ascending order, with one kind of memory.  The result is the cost of the
+/// most expensive turn, plus the time of the monitor itself.
 pub fn monitor_latency(
     binary: &Path,
     backing: Backing,
@@ -151,7 +153,7 @@ pub fn monitor_latency(
     }
     driver.prepare(INFLATE, &[(buffer, 64 << 20, false); 128], true)?;
 
-    // That is long enough to see who does not answer
+    // A device that has not answered by then does not yield
     let limit = Duration::from_secs(10);
     driver.qemu.set_qmp_timeout(limit)?;
     let begin = Instant::now();
@@ -169,14 +171,14 @@ pub fn monitor_latency(
     Ok(worst)
 }
 
-/// Huge pages of 2 MiB that the host has left
+/// The number of free huge pages of 2 MiB on the host
 fn free_huge_pages() -> Result<u64> {
     let text = fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")?;
     Ok(text.trim().parse()?)
 }
 
-/// How many huge pages of 2 MiB come back when 1 GiB is inflated, 256 pages at
-/// a time, with options for the device
+/// Count how many huge pages of 2 MiB become free when 1 GiB is inflated, 256
+/// pages at a time, with options for the device.
 pub fn hugetlb(binary: &Path, options: &str) -> Result<u64> {
     ensure!(
         free_huge_pages()? >= 640,

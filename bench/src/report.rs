@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! The results, as a table, JSON and a chart
+//! Prints the results as a table, JSON and a chart
 
 use std::{
     collections::BTreeMap,
@@ -12,12 +12,12 @@ use anyhow::Result;
 use plotters::prelude::*;
 use serde::Serialize;
 
-/// Nanoseconds for a page, one for each repetition
+/// Nanoseconds per page, one value for each repetition
 #[derive(Default, Serialize)]
 pub struct Row {
     pub c: Vec<f64>,
     pub rust: Vec<f64>,
-    /// The bare system calls; the better of the two ways
+    /// The bare system calls: the faster of the two ways
     pub limit: Vec<f64>,
 }
 
@@ -34,8 +34,8 @@ fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// The median, and half the distance between the smallest and the largest value in
-/// percent of it; or the largest value, if that distance is larger than the median
+/// The median, and half the range of the values in percent of the median. If
+/// the range is larger than the median, only the largest value.
 fn cell(values: &[f64]) -> String {
     if values.is_empty() {
         return String::new();
@@ -50,10 +50,10 @@ fn cell(values: &[f64]) -> String {
     }
 }
 
-/// For how long the monitor did not answer, in milliseconds
+/// How long the monitor did not answer, in milliseconds
 #[derive(Serialize)]
 pub struct Latency {
-    /// Once
+    /// Without repetitions
     pub c: f64,
     /// In each repetition
     pub rust: Vec<f64>,
@@ -71,17 +71,17 @@ impl fmt::Display for Latency {
     }
 }
 
-/// What `--json` has
+/// The contents of the file that `--json` writes
 #[derive(Serialize)]
 pub struct Report<'a> {
     pub repetitions: usize,
     pub ns_per_page: &'a Rows,
     pub worst_monitor_latency_ms: BTreeMap<String, Latency>,
-    /// Of 512; C, Rust
+    /// The number of huge pages out of 512: C, Rust
     pub huge_pages_freed: Option<[u64; 2]>,
 }
 
-/// A table for people
+/// The results as a table for people
 pub fn table(rows: &Rows) -> String {
     let mut text = String::new();
     text += "| case | C ns/page | Rust ns/page | system calls alone | C / Rust |\n";
@@ -99,7 +99,7 @@ pub fn table(rows: &Rows) -> String {
     text
 }
 
-/// Inflating with full rings, as bars on a logarithmic scale
+/// The results for inflating with full rings, as bars on a logarithmic scale
 pub fn chart(path: &Path, rows: &Rows) -> Result<()> {
     let cases: Vec<_> = rows
         .iter()

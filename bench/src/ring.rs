@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! A balloon driver that does nothing but send PFNs, as fast as it can
+//! A balloon driver that only sends PFNs, as fast as possible
 
 use std::{
     fmt::Write,
@@ -16,16 +16,16 @@ use qtest_client::{
 
 /// Size of a balloon page in bytes
 pub const PAGE: u64 = 4096;
-/// PFNs in an element, as Linux sends them
+/// Number of PFNs in an element of Linux
 pub const ELEMENT: usize = 256;
-/// Elements in the queue
+/// Number of elements in the queue
 pub const ELEMENTS: usize = 128;
-/// Where the memory is that goes into the balloon
+/// Address of the memory that is inflated
 pub const REGION: u64 = 64 << 20;
-/// Size of that, in bytes
+/// Size of that memory in bytes
 pub const REGION_SIZE: u64 = 256 << 20;
 
-/// Where the driver's own data is
+/// Address of the driver's own data
 const RINGS: u64 = 16 << 20;
 const RING_SIZE: u64 = 0x10000;
 const DATA: u64 = 17 << 20;
@@ -38,11 +38,11 @@ pub const DEFLATE: u32 = 1;
 pub struct Driver {
     pub qemu: Qemu,
     base: u64,
-    /// For each queue, how many elements were sent
+    /// How many elements were sent to each queue
     avail_idx: [u16; 4],
 }
 
-/// A buffer: address, length, and whether the device may write it
+/// A buffer: address, length, and whether the device may write to it
 pub type Buffer = (u64, u32, bool);
 
 const fn ring(q: u32) -> u64 {
@@ -58,8 +58,8 @@ const fn used(q: u32) -> u64 {
 }
 
 impl Driver {
-    /// Start QEMU with a microvm of 512 MiB, whose memory can be set up with
-    /// `memory`, and initialize the balloon.
+    /// Start QEMU with a microvm of 512 MiB, and initialize the balloon.
+    /// `memory` has options for the guest's memory.
     pub fn start(binary: &Path, memory: &[&str], device: &str) -> Result<Self> {
         let mut args: Vec<String> = [
             "-machine",
@@ -84,7 +84,7 @@ impl Driver {
         Ok(driver)
     }
 
-    /// Send commands, and return the last answer.
+    /// Send qtest commands, and return the last answer.
     fn run(&mut self, script: &str) -> Result<String> {
         self.qemu.send(script)?;
         let mut last = String::new();
@@ -101,9 +101,8 @@ impl Driver {
         Ok(())
     }
 
-    /// Negotiate nothing but free page reporting and to tell the host, if they are
-    /// offered, and set up
-    /// all queues.
+    /// Accept only free page reporting and `VIRTIO_BALLOON_F_MUST_TELL_HOST`,
+    /// if they are offered, and set up all queues.
     pub fn init(&mut self) -> Result<()> {
         self.avail_idx = [0; 4];
         for status in [0, 1, 3] {
@@ -115,7 +114,7 @@ impl Driver {
         }
         self.set(reg::STATUS, 11)?;
         for q in 0..4 {
-            // the queue for reports has 32 elements
+            // the reporting queue has 32 elements
             let size = if q == 3 { 32 } else { ELEMENTS as u64 };
             self.run(&format!("memset {:#x} {RING_SIZE:#x} 0\n", ring(q)))?;
             self.set(reg::QUEUE_SEL, q.into())?;
@@ -141,12 +140,12 @@ impl Driver {
         Ok(())
     }
 
-    /// Have the guest use all of the region.
+    /// Write to all pages of the region.
     pub fn touch(&mut self) -> Result<()> {
         self.touch_at(REGION)
     }
 
-    /// Have the guest use as much memory as the region has, but elsewhere.
+    /// Write to as much memory as the region has, at another address.
     pub fn touch_at(&mut self, addr: u64) -> Result<()> {
         for offset in (0..REGION_SIZE).step_by(64 << 20) {
             self.run(&format!(
@@ -158,7 +157,8 @@ impl Driver {
         Ok(())
     }
 
-    /// Fill the descriptors of a queue, and make an element of each, or of all.
+    /// Fill the descriptors of a queue; either each is an element, or all of
+    /// them are one element.
     pub fn prepare(&mut self, q: u32, buffers: &[Buffer], chain: bool) -> Result<()> {
         let mut table = Vec::new();
         let mut heads = Vec::new();
@@ -174,7 +174,7 @@ impl Driver {
         self.write(avail(q) + 4, &heads)
     }
 
-    /// Put the PFNs, relative to the region, into buffers.
+    /// Write the PFNs, which are relative to the region, into buffers.
     pub fn prepare_pfns(&mut self, pfns: &[u32]) -> Result<()> {
         let base = (REGION / PAGE) as u32;
         let data: Vec<u8> = pfns
@@ -192,8 +192,9 @@ impl Driver {
         self.prepare(DEFLATE, &buffers, false)
     }
 
-    /// Make elements available and kick, `kicks` times `per_kick` of them, and
-    /// wait until all are used.  If `per_kick` is 0, there is only the effort.
+    /// Make `per_kick` elements available and notify the device, `kicks` times,
+    /// and wait until all elements are used.  If `per_kick` is 0, this only
+    /// measures the cost of the notifications.
     fn send(&mut self, q: u32, kicks: usize, per_kick: usize) -> Result<Duration> {
         let notify = self.base + reg::QUEUE_NOTIFY;
         let mut script = String::new();
@@ -217,9 +218,9 @@ impl Driver {
         Ok(start.elapsed())
     }
 
-    /// How long it takes to send `elements` elements, in nanoseconds: with one
-    /// kick for all, or one for each.  What the qtest protocol takes is
-    /// subtracted.
+    /// Measure the time in nanoseconds to send `elements` elements: with one
+    /// notification for all, or with one for each.  The time that the qtest
+    /// protocol takes is subtracted.
     pub fn measure(&mut self, q: u32, elements: usize, one_kick: bool) -> Result<f64> {
         let (kicks, per_kick) = if one_kick {
             (1, elements)

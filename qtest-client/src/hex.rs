@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 use anyhow::{ensure, Context, Result};
 
-/// Two digits for each byte
+/// Encode each byte as two digits.
 pub fn encode(data: &[u8]) -> String {
     let mut text = String::with_capacity(2 * data.len());
     for byte in data {
@@ -15,11 +15,11 @@ pub fn encode(data: &[u8]) -> String {
     text
 }
 
-/// The opposite of [`encode`]
+/// Decode the output of [`encode`].
 ///
 /// # Errors
 ///
-/// Fails if the text is something else.
+/// Fails if the text is not a sequence of pairs of digits.
 pub fn decode(text: &str) -> Result<Vec<u8>> {
     ensure!(text.len() % 2 == 0 && text.is_ascii(), "odd hex: {text}");
     (0..text.len())

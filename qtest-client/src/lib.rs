@@ -22,15 +22,15 @@ use anyhow::{bail, ensure, Context, Result};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// How long QEMU may take for an answer.  This is only for what hangs: a busy
-/// host must not make a difference.
+/// How long QEMU may take to answer.  The limit only catches a QEMU that hangs:
+/// it is far longer than an answer takes on a busy host.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 struct Lines {
     stream: UnixStream,
     buf: Vec<u8>,
     pos: usize,
-    /// There is no end of line between `pos` and this.
+    /// There is no end of line between `pos` and this position.
     scanned: usize,
 }
 
@@ -107,7 +107,7 @@ impl Lines {
         }
     }
 
-    /// Take what is there without waiting.
+    /// Read what is available, without waiting.
     fn poll(&mut self) -> Result<()> {
         self.stream.set_nonblocking(true)?;
         let mut result = self.fill();
@@ -119,16 +119,16 @@ impl Lines {
     }
 }
 
-/// The command that writes bytes to guest memory, without the newline
+/// The qtest command that writes bytes to guest memory, without the newline
 pub fn write_command(addr: u64, data: &[u8]) -> String {
     format!("write {addr:#x} {:#x} 0x{}", data.len(), hex::encode(data))
 }
 
-/// The value in the answer to a command that reads something
+/// The value in the answer to a qtest command that reads something
 ///
 /// # Errors
 ///
-/// Fails if there is none.
+/// Fails if the answer has no value.
 pub fn value(reply: &str) -> Result<u64> {
     let hex = reply
         .strip_prefix("OK 0x")
@@ -147,7 +147,7 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    /// Start `binary` with `args`, in addition to those for control.
+    /// Start `binary` with `args`, and with the arguments that control QEMU.
     pub fn start(binary: &Path, args: &[String]) -> Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix("qtest-client-")
@@ -198,7 +198,7 @@ impl Qemu {
         Ok(qemu)
     }
 
-    /// Change how long QEMU may take for an answer to QMP commands.
+    /// Set how long QEMU may take to answer QMP commands.
     ///
     /// # Errors
     ///
@@ -207,14 +207,14 @@ impl Qemu {
         Ok(self.qmp.stream.set_read_timeout(Some(timeout))?)
     }
 
-    /// A directory for files, which is removed with the process
+    /// A directory for files, which is removed when this is dropped
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// The end of what QEMU has written to stderr, and its exit status
+    /// The last output of QEMU on stderr, and its exit status
     pub fn post_mortem(&mut self) -> String {
-        // It may be about to end.
+        // QEMU may be about to exit
         let deadline = Instant::now() + Duration::from_secs(1);
         let mut status = "still running".to_owned();
         while Instant::now() < deadline {
@@ -230,7 +230,7 @@ impl Qemu {
         format!("{status}; {tail}")
     }
 
-    /// The number that the system has given to the thread of an `iothread`
+    /// The thread ID of an `iothread`
     ///
     /// # Errors
     ///
@@ -244,18 +244,19 @@ impl Qemu {
             .with_context(|| format!("no I/O thread {id}: {answer}"))
     }
 
-    /// Wait until a thread sleeps.  It has nothing to do then, as a thread that
-    /// was woken up does not count as asleep, even if it did not run yet.
+    /// Wait until a thread sleeps, which means that it has nothing to do: a
+    /// thread that was woken up does not count as asleep, even if it has not
+    /// run yet.
     ///
     /// # Errors
     ///
-    /// Fails if it never sleeps, or if there is no such thread any more.
+    /// Fails if the thread does not go to sleep, or does not exist anymore.
     pub fn wait_asleep(&self, thread: u64) -> Result<()> {
         let path = format!("/proc/{}/task/{thread}/stat", self.child.id());
         let deadline = Instant::now() + TIMEOUT;
         loop {
             let stat = std::fs::read_to_string(&path).with_context(|| path.clone())?;
-            // after the name, which may contain anything
+            // skip the name, which may contain anything
             let state = stat.rsplit(')').next().map(str::trim_start);
             if state.is_some_and(|state| state.starts_with('S')) {
                 return Ok(());
@@ -269,18 +270,18 @@ impl Qemu {
         }
     }
 
-    /// Send qtest commands, each ended by a newline.
+    /// Send qtest commands, each with a newline at its end.
     pub fn send(&mut self, lines: &str) -> Result<()> {
         Ok(self.qtest.stream.write_all(lines.as_bytes())?)
     }
 
-    /// The answer to a command
+    /// Read the answer to a qtest command.
     pub fn reply(&mut self) -> Result<String> {
         self.qtest.line()
     }
 
-    /// Send a command that reads something, without the newline, and return the
-    /// value.
+    /// Send a qtest command that reads something, given without the newline,
+    /// and return the value.
     pub fn query(&mut self, command: &str) -> Result<u64> {
         self.send(&format!("{command}\n"))?;
         value(&self.reply()?)

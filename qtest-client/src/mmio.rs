@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! The registers of virtio-mmio, as offsets, and where a microvm has them
-//! (virtio 1.3, section 4.2.2)
+//! The offsets of the registers of virtio-mmio, and their addresses in a
+//! microvm (virtio 1.3, section 4.2.2)
 
 use anyhow::{bail, Result};
 
@@ -29,7 +29,7 @@ pub const QUEUE_USED: u64 = 0xa0;
 pub const CONFIG_GENERATION: u64 = 0xfc;
 pub const CONFIG: u64 = 0x100;
 
-/// What is in [`MAGIC`]
+/// The value of the register [`MAGIC`]
 const VIRT: u64 = 0x7472_6976;
 /// Device ID of the memory balloon
 const BALLOON: u64 = 5;
@@ -38,7 +38,7 @@ const BALLOON: u64 = 5;
 ///
 /// # Errors
 ///
-/// Fails if there is none.
+/// Fails if there is no balloon.
 pub fn find_balloon(qemu: &mut Qemu) -> Result<u64> {
     for i in 0..32 {
         let base = 0xfeb0_0000 + i * 0x200;

@@ -2,7 +2,8 @@
 
 //! virtio over PCI (virtio 1.3, section 4.1), on the machines of a PC
 //!
-//! There is no firmware, so the driver also decides where the registers are.
+//! There is no firmware, so the driver also assigns the addresses of the
+//! regions.
 
 use anyhow::{bail, ensure, Result};
 
@@ -36,17 +37,17 @@ const REG_COMMAND: u32 = 0x04;
 const REG_BARS: u32 = 0x10;
 const NUM_BARS: usize = 6;
 const REG_CAPABILITIES: u32 = 0x34;
-/// Access to memory and I/O ports, and bus master
+/// Memory space, I/O space and bus master bits of the command register
 const COMMAND: u32 = 7;
 const CAP_VENDOR: u32 = 9;
-/// How far apart regions are
+/// Distance between the addresses of two regions
 const BAR_DISTANCE: u32 = 0x10_0000;
-/// Where memory goes: far away from the RAM of a small machine
+/// Address of the first memory region, above the RAM of a small machine
 const MEMORY: u32 = 0xe000_0000;
 const PORTS: u32 = 0xc000;
 const PORTS_DISTANCE: u32 = 0x100;
 
-/// Types of the structures that capabilities refer to
+/// The types of the structures that vendor-specific capabilities locate
 const CAP_COMMON: u32 = 1;
 const CAP_NOTIFY: u32 = 2;
 const CAP_ISR: u32 = 3;
@@ -56,7 +57,7 @@ const CAP_DEVICE: u32 = 4;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Pci {
     pub(crate) slot: u32,
-    /// What the registers of the regions are set to; 0 for those that do not
+    /// The values of the base address registers; 0 for regions that do not
     /// exist
     pub(crate) bars: [u32; NUM_BARS],
     pub common: u64,
@@ -98,7 +99,7 @@ impl Pci {
     ///
     /// # Errors
     ///
-    /// Fails if there is none, or if it is not as it should be.
+    /// Fails if there is no balloon, or if it lacks the expected structures.
     pub fn find_balloon(qemu: &mut Qemu) -> Result<Self> {
         for slot in 0..32 {
             let id = read(qemu, slot, 0)?;
@@ -119,7 +120,7 @@ impl Pci {
         bail!("no balloon found")
     }
 
-    /// Choose addresses.
+    /// Assign addresses to the regions.
     fn find_bars(&mut self, qemu: &mut Qemu) -> Result<()> {
         let mut i = 0;
         while i < NUM_BARS {
@@ -134,7 +135,7 @@ impl Pci {
                 ensure!(size <= BAR_DISTANCE, "region {i}: too large");
                 self.bars[i] = MEMORY + n * BAR_DISTANCE;
             }
-            // Two registers for 64 bits, and the upper half is 0.
+            // A 64-bit region has two registers; the upper half is 0.
             i += if bits & 7 == 4 { 2 } else { 1 };
         }
         Ok(())

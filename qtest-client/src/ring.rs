@@ -3,9 +3,10 @@
 //! The driver's side of a virtqueue, split (virtio 1.3, section 2.7) or packed
 //! (section 2.8)
 //!
-//! A driver that tests a device also has to make mistakes, and it must not wait
-//! for the device.  So nothing here keeps track of what the device has
-//! returned: descriptors are used in the order of the ring, again and again.
+//! A driver that tests a device also has to make mistakes, and must not wait
+//! for the device.  Therefore this code does not track which elements the
+//! device has returned: descriptors are used in the order of the ring, and used
+//! again when it wraps around.
 
 use crate::write_command;
 
@@ -13,16 +14,16 @@ use crate::write_command;
 pub const DESC_NEXT: u16 = 1;
 pub const DESC_WRITE: u16 = 2;
 pub const DESC_INDIRECT: u16 = 4;
-/// Flags of packed descriptors, which are compared with wrap counters
+/// Flags of packed descriptors; their meaning depends on the wrap counters
 pub const DESC_AVAIL: u16 = 1 << 7;
 pub const DESC_USED: u16 = 1 << 15;
 
 /// Size of a descriptor
 pub const DESC_SIZE: u64 = 16;
-/// Interrupts of a packed ring are only wanted for a given descriptor.
+/// In a packed ring, interrupts are only wanted for a certain descriptor.
 const EVENT_DESC: u16 = 2;
 
-/// Guest memory, to which the driver writes
+/// Access to guest memory, for the driver's writes
 pub trait Memory {
     fn write(&mut self, addr: u64, data: &[u8]);
 }
@@ -35,7 +36,7 @@ impl Memory for String {
     }
 }
 
-/// How descriptors and their state are laid out
+/// The layout of the ring
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Format {
     #[default]
@@ -43,7 +44,7 @@ pub enum Format {
     Packed,
 }
 
-/// A part of an element
+/// A buffer of an element
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Buffer {
     pub addr: u64,
@@ -52,20 +53,20 @@ pub struct Buffer {
     pub flags: u16,
 }
 
-/// What a driver can do wrong
+/// Mistakes of a driver
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// The last descriptor refers to the first; in a packed ring, to what
-    /// follows
+    /// The last descriptor is chained to the first; in a packed ring, to the
+    /// next descriptor of the ring
     Loop,
-    /// The last descriptor refers to one that does not exist; in a packed ring,
-    /// to what follows
+    /// The last descriptor is chained to one that does not exist; in a packed
+    /// ring, to the next descriptor of the ring
     BadNext,
-    /// The head does not exist.  A packed ring has no such thing: there it is
-    /// only an unusual identifier.
+    /// The index of the head does not exist.  A packed ring has no such index;
+    /// there, it is an unusual buffer ID.
     BadHead,
-    /// More is made available than there is; in a packed ring, a descriptor is
-    /// left out
+    /// More elements are made available than there are; in a packed ring, a
+    /// descriptor is left out
     Jump,
 }
 
@@ -82,8 +83,8 @@ fn descriptor(format: Format, buffer: Buffer, flags: u16, next_or_id: u16) -> [u
     bytes
 }
 
-/// An indirect table.  `DESC_NEXT` is added where it belongs: packed tables do
-/// not have it.
+/// An indirect table.  In a split ring, `DESC_NEXT` is added where needed;
+/// packed tables do not use it.
 pub fn table(format: Format, buffers: &[Buffer]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (i, buffer) in buffers.iter().enumerate() {
@@ -102,22 +103,23 @@ pub fn table(format: Format, buffers: &[Buffer]) -> Vec<u8> {
 pub struct Ring {
     pub format: Format,
     pub size: u32,
-    /// The descriptors
+    /// Address of the descriptors
     pub desc: u64,
-    /// The available ring, or the driver's event suppression structure
+    /// Address of the available ring, or of the driver's event suppression
+    /// structure
     pub avail: u64,
-    /// The used ring, or the device's event suppression structure
+    /// Address of the used ring, or of the device's event suppression structure
     pub used: u64,
-    /// How many elements were made available, in a split ring
+    /// How many elements were made available; only for split rings
     avail_idx: u16,
-    /// The next descriptor
+    /// Index of the next descriptor
     next: u16,
-    /// The driver's wrap counter, in a packed ring
+    /// The driver's wrap counter; only for packed rings
     wrap: bool,
 }
 
 impl Ring {
-    /// A ring at `desc`, and what belongs to it after it, as with the legacy
+    /// A ring at `desc`, with its other areas behind it, as with the legacy
     /// interface and an alignment of 64
     pub fn new(format: Format, size: u32, desc: u64) -> Self {
         let avail = desc + u64::from(size) * DESC_SIZE;
@@ -137,8 +139,7 @@ impl Ring {
         }
     }
 
-    /// The first address after the part that is written by the device at the
-    /// end
+    /// The first address after the area that the device writes
     pub fn end(&self) -> u64 {
         self.used.saturating_add(match self.format {
             Format::Split => 6 + 8 * u64::from(self.size),
@@ -146,7 +147,7 @@ impl Ring {
         })
     }
 
-    /// Where the next element will be, as it is part of notifications with
+    /// The position of the next element, as in notifications with
     /// `VIRTIO_F_NOTIFICATION_DATA`
     pub fn position(&self) -> u16 {
         match self.format {
@@ -155,21 +156,21 @@ impl Ring {
         }
     }
 
-    /// The device was reset, or the queue.
+    /// The device or the queue was reset.
     pub fn restart(&mut self) {
         self.avail_idx = 0;
         self.next = 0;
         self.wrap = true;
     }
 
-    /// Whether the device cannot be anywhere but at the start
+    /// Whether the device must still be at the start of the ring
     pub fn is_at_start(&self) -> bool {
         self.avail_idx == 0 && self.next == 0 && self.wrap
     }
 
-    /// Go on where another ring was; this is for a device that is told of
-    /// another ring without having been reset.  A packed ring must have the
-    /// size of the other.
+    /// Continue where another ring was.  This is for a device that gets the
+    /// addresses of another ring without a reset.  A packed ring must have the
+    /// size of the other one.
     pub fn go_on_from(&mut self, other: &Self) {
         match self.format {
             Format::Split => self.avail_idx = other.avail_idx,
@@ -180,7 +181,7 @@ impl Ring {
         }
     }
 
-    /// Write what a device reads of a ring without elements.
+    /// Initialize the areas that the device reads, for a ring without elements.
     pub fn write_position(&self, mem: &mut impl Memory) {
         if self.format == Format::Split {
             mem.write(self.avail, &0u16.to_le_bytes());
@@ -243,7 +244,7 @@ impl Ring {
             len: 0,
             flags: 0,
         }];
-        // Here the driver cannot make something available without writing it.
+        // The driver cannot make an element available here without writing it.
         let chain = if chain.is_empty() { &nothing } else { chain };
         let id = match fault {
             Some(Fault::BadHead) => self.size as u16,
@@ -260,7 +261,7 @@ impl Ring {
             writes.push((addr, descriptor(self.format, *buffer, flags, id)));
             self.advance();
         }
-        // The first one makes all of them available.
+        // Writing the first descriptor makes all of them available.
         for (addr, bytes) in writes.iter().rev() {
             mem.write(*addr, bytes);
         }
@@ -269,7 +270,7 @@ impl Ring {
         }
     }
 
-    /// Write the flags that turn interrupts off, or on.
+    /// Set the flags that turn interrupts off or on.
     pub fn write_flags(&self, mem: &mut impl Memory, flags: u16) {
         let addr = match self.format {
             Format::Split => self.avail,
@@ -278,8 +279,8 @@ impl Ring {
         mem.write(addr, &flags.to_le_bytes());
     }
 
-    /// Ask for an interrupt when the device is some way after where the driver
-    /// is now.
+    /// Request an interrupt when the device has used the element that is
+    /// `distance` after the driver's position.
     pub fn write_event(&self, mem: &mut impl Memory, distance: u16) {
         match self.format {
             Format::Split => {
@@ -299,12 +300,13 @@ impl Ring {
     }
 }
 
-/// How many times the device has written to a packed ring between two looks at
-/// it: once for an element, or with `VIRTIO_F_IN_ORDER`, for several
+/// How many times the device has written to a packed ring between two states of
+/// it.  It writes once for each element; with `VIRTIO_F_IN_ORDER`, it may write
+/// once for several elements.
 pub fn packed_returns(old: &[u8], new: &[u8]) -> u64 {
     let is_used = |desc: &[u8]| {
         let flags = u16::from_le_bytes([desc[14], desc[15]]);
-        // An empty ring is not the device's work.
+        // Writes that clear the ring are not from the device
         (flags & DESC_AVAIL == 0) == (flags & DESC_USED == 0) && desc.iter().any(|byte| *byte != 0)
     };
     old.chunks_exact(DESC_SIZE as usize)

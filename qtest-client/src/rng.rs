@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! A small random number generator.  It is not that of a crate, because a seed
-//! has to give the same sequence with every version of every dependency: seeds
-//! are in reports of differences, and measurements are compared with older
-//! ones.
+//! A small random number generator.  It does not come from a crate, because a
+//! seed has to give the same sequence with every version of the dependencies:
+//! reports of differences contain seeds, and measurements are compared with
+//! older ones.
 
 /// `SplitMix64`
 #[derive(Debug, Clone)]
@@ -29,12 +29,12 @@ impl Rng {
         self.next_u64() % n.max(1)
     }
 
-    /// A number from `low` to `high`, both inclusive
+    /// A number from `low` to `high`, inclusive
     pub fn range(&mut self, low: u64, high: u64) -> u64 {
         low + self.below(high - low + 1)
     }
 
-    /// True in `n` of 100 cases
+    /// True with a probability of `n` percent
     pub fn percent(&mut self, n: u64) -> bool {
         self.below(100) < n
     }
@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn sequence_of_a_seed_is_fixed() {
-        // of the reference implementation
+        // the output of the reference implementation
         let mut rng = Rng::new(1_234_567);
         assert_eq!(rng.next_u64(), 6_457_827_717_110_365_317);
         assert_eq!(rng.next_u64(), 3_203_168_211_198_807_973);

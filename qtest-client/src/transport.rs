@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! The registers that both transports have, as qtest commands
+//! The registers that both transports have, accessed with qtest commands
 
 use anyhow::Result;
 
@@ -21,7 +21,7 @@ pub enum Reg {
     ConfigGeneration,
 }
 
-/// Where a device is
+/// The location of a device
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
     Mmio { base: u64 },
@@ -33,7 +33,7 @@ impl Transport {
     ///
     /// # Errors
     ///
-    /// Fails if there is none.
+    /// Fails if there is no balloon.
     pub fn find_balloon(qemu: &mut Qemu, pci: bool) -> Result<Self> {
         Ok(if pci {
             Self::Pci(Pci::find_balloon(qemu)?)
@@ -44,7 +44,7 @@ impl Transport {
         })
     }
 
-    /// The suffix of the commands, and the address
+    /// The suffix of the qtest commands, and the address
     fn place(&self, reg: Reg) -> (char, u64) {
         match self {
             Self::Mmio { base } => {
@@ -97,7 +97,7 @@ impl Transport {
         format!("write{suffix} {addr:#x} {value:#x}")
     }
 
-    /// The commands that tell the addresses of the selected queue
+    /// The commands that set the addresses of the selected queue
     pub fn write_addresses(&self, desc: u64, driver: u64, device: u64) -> Vec<String> {
         let places = match self {
             Self::Mmio { base } => [mmio::QUEUE_DESC, mmio::QUEUE_AVAIL, mmio::QUEUE_USED]
@@ -113,8 +113,8 @@ impl Transport {
         commands
     }
 
-    /// The command that notifies the device; none, if PCI does not have a place
-    /// for the queue
+    /// The command that notifies the device; `None` if PCI has no notification
+    /// address for the queue
     pub fn notify(&self, value: u32) -> Option<String> {
         match self {
             Self::Mmio { base } => {
@@ -129,7 +129,7 @@ impl Transport {
         }
     }
 
-    /// The command that resets the selected queue, which only PCI can
+    /// The command that resets the selected queue; only PCI has one
     pub fn reset_queue(&self) -> Option<String> {
         match self {
             Self::Mmio { .. } => None,

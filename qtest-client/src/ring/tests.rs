@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! The driver together with a small model of a device
+//! Tests the driver with a small model of a device
 
 use super::*;
 use crate::rng::Rng;
@@ -36,16 +36,16 @@ impl Ram {
     }
 }
 
-/// What a device takes from a ring
+/// An element that the device has popped
 #[derive(Debug)]
 struct Element {
     id: u16,
-    /// How many descriptors it has in the ring
+    /// How many descriptors of the ring it uses
     descs: u16,
     buffers: Vec<Buffer>,
 }
 
-/// A device, with its own idea of where it is
+/// A device, with its own position in the ring
 struct Device {
     ring: Ring,
     avail: u16,
@@ -144,7 +144,7 @@ impl Device {
             let avail = flags & DESC_AVAIL != 0;
             let used = flags & DESC_USED != 0;
             if avail != self.avail_wrap || used == self.avail_wrap {
-                // The first makes all available.
+                // The first descriptor makes all of them available
                 assert!(buffers.is_empty(), "a part of a chain at {at:#x}");
                 return None;
             }
@@ -191,8 +191,8 @@ fn random_chain(rng: &mut Rng, most: u64) -> Vec<Buffer> {
         .collect()
 }
 
-/// The device finds what the driver has made available, as often as the ring
-/// wraps around, and with any number of elements in flight.
+/// The device finds the elements that the driver has made available, after any
+/// number of wraps and with any number of elements in flight.
 #[test]
 fn device_gets_all_elements() {
     for seed in 0..100 {
