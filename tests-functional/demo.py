@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# Show what deflate-on-oom is good for
+# Show the effect of deflate-on-oom
 '''Boot a guest that runs out of memory, without and with deflate-on-oom.'''
 
 import io

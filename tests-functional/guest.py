@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# How long it takes a Linux guest to inflate and deflate its balloon
+# Measure how long a Linux guest takes to inflate and deflate its balloon
 '''Inflate and deflate 2 GiB in a guest; print the results as JSON.'''
 
 import io

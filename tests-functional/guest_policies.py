@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# What the policies that Linux has had for deflate-on-oom do to a guest
+# Measure how the deflate-on-oom policies of different Linux versions affect a
+# guest
 '''Measure guests with each of the balloon drivers; write the results as JSON.'''
 
 import argparse
@@ -23,28 +24,28 @@ RAM = 2048 * MIB
 FILE = RAM * 42 // 64
 TARGET = RAM - RAM * 53 // 64 // MIB * MIB
 
-# Processes that read the disk
+# Number of processes that read the disk
 READERS = 2
 
-# MiB that the process in the loop takes and frees twice a second
+# MiB that the process in the loop allocates and frees twice a second
 CHURN = 8
 
 TICK = os.sysconf('SC_CLK_TCK')
 START = time.monotonic()
 
-# How often the host looks at the balloon, in seconds
+# Interval between two samples of the balloon, in seconds
 INTERVAL = 0.1
 
 # A larger balloon counts as progress if it has grown by this much
 PROGRESS = MIB
 
-# What explains what happens, in /proc/vmstat
+# The counters of /proc/vmstat that help to explain the results
 REASONS = ['pgscan_kswapd', 'pgscan_direct', 'pgsteal_kswapd',
            'pgsteal_direct', 'slabs_scanned', 'oom_kill']
 
 
 def say(what):
-    '''Tell the user what is going on.'''
+    '''Print progress for the user.'''
     print(f'[{time.monotonic() - START:4.0f} s] {what}',
           file=sys.stderr, flush=True)
 
@@ -85,7 +86,7 @@ class Run(BalloonPolicyTest):
                            bit=self.bit, property=self.prop)
 
     def oom(self):
-        '''A process wants more memory than there is.'''
+        '''A process uses more memory than the guest has.'''
         return self.out_of_memory(self.policy, self.bit)
 
     def sample(self, start):
@@ -111,9 +112,9 @@ class Run(BalloonPolicyTest):
     def start_in_guest(self, commands):
         '''
         Have a shell run commands in the background, in a session of its own.
-        It does not end: the shell on the console, which is the init process,
-        would be told so, and takes that for the end of its input if it is
-        reading.
+        The shell must not exit: the shell on the console is the init process
+        and would get a signal, which it would mistake for the end of its
+        input.
         '''
         self.run_in_guest(
             f"(setsid sh -c '{commands}; sleep 1000000'"
@@ -130,8 +131,8 @@ class Run(BalloonPolicyTest):
 
     def page_cache(self):
         '''
-        The balloon grows while processes fill the page cache, as in the
-        report after which the notifier came back.
+        The balloon grows while processes fill the page cache, as in the report
+        because of which Linux uses the OOM notifier again.
         '''
         self.RAM = RAM
         self.boot(self.policy, self.bit, '', '-smp', '2',
@@ -139,7 +140,7 @@ class Run(BalloonPolicyTest):
                   'readonly=on',
                   '-device', 'virtio-blk-pci,drive=disk')
         self.run_in_guest('cat /dev/vda > /dev/null')
-        # At different places, so that there is no moment at which none reads
+        # At different positions, so that at each moment some process reads
         for i in range(READERS):
             skip = FILE // MIB * i // READERS
             self.start_in_guest(
@@ -190,13 +191,13 @@ class Run(BalloonPolicyTest):
         return (int(fields[11]) + int(fields[12])) / TICK, vcpu / TICK
 
     def guest_time(self):
-        '''CPU time of the guest: all, and without what it was idle'''
+        '''CPU time of the guest: in total, and without idle time'''
         _, out = self.run_in_guest('head -n 1 /proc/stat')
         times = [int(ticks) / 100 for ticks in out.split()[1:9]]
         return sum(times), sum(times) - times[3] - times[4]
 
     def loop(self):
-        '''A process holds what the host wants to have.'''
+        '''A process keeps memory that the host wants in the balloon.'''
         self.boot(self.policy, self.bit, self.prop and ',' + self.prop)
         self.start_in_guest(
             f'memory hold {self.HOG // MIB} {CHURN} > /held')
@@ -204,7 +205,7 @@ class Run(BalloonPolicyTest):
                       'the process')
         killed = self.vmstat()['oom_kill']
         self.vm.cmd('balloon', value=self.TARGET)
-        # until there is nothing left to take
+        # until the guest has no memory left to give
         self.guest_sleep(5)
         before, calls = self.vmstat(), self.calls()
         all_before, busy_before = self.guest_time()
@@ -251,9 +252,9 @@ def parse():
 
 def plan(options):
     '''
-    What to run: scenario, policy, feature bit, property of the device.  All
-    policies are the same without the feature, which is therefore measured
-    once.  Properties are for the loop.
+    What to run: scenario, policy, feature bit, property of the device.
+    Without the feature, all policies behave the same, so this is measured
+    once.  Properties are only used in the loop.
     '''
     for rep in range(options.reps):
         for scenario in options.scenario or SCENARIOS:
@@ -283,7 +284,7 @@ def main():
                 print(output.getvalue(), result.skipped, file=sys.stderr)
                 sys.exit(1)
             runs.append(run.result)
-            # What is there remains if a later run fails.
+            # Keep the results so far if a later run fails.
             with open(options.json, 'w', encoding='utf-8') as out:
                 json.dump({'memory': RAM // MIB, 'target': TARGET // MIB,
                            'runs': runs}, out)

@@ -1,11 +1,12 @@
 /*
- * A process that wants memory, for guests whose balloon has taken most of it
+ * A program that uses memory, for guests with most of their memory in the
+ * balloon
  *
- *   memory touch MIB    writes to each page of so much memory once, and tells
- *                       how long that took, and the write that took longest
+ *   memory touch MIB    writes once to each page of MIB MiB of memory, prints how
+ *                       long that took, and how long the slowest write took
  *   memory hold MIB CHURN
- *                       keeps so much memory, and takes and frees CHURN MiB
- *                       twice a second until it is killed
+ *                       keeps MIB MiB of memory, and allocates and frees CHURN
+ *                       MiB twice a second until it is killed
  *
  * Runs in an initramfs, so it is linked statically.
  *
@@ -31,7 +32,7 @@ static uint64_t now(void)
     return ts.tv_sec * 1000000000ULL + ts.tv_nsec;
 }
 
-/* Returns the nanoseconds of the write that took longest */
+/* Returns how long the slowest write took, in nanoseconds */
 static uint64_t touch(volatile char *mem, size_t size)
 {
     uint64_t longest = 0;

@@ -23,13 +23,13 @@ class BalloonGuestTest(QemuSystemTest):
     processes allocate more memory than there is.
     '''
 
-    # A float, as everything else is forever to QEMUMachine.event_wait()
+    # A float, because QEMUMachine.event_wait() waits forever with other types
     timeout = 300.0
 
     RAM = 512 * MIB
-    # What the guest is left with when the balloon is inflated
+    # The size of the guest when the balloon is inflated
     TARGET = 160 * MIB
-    # What a process wants to have then
+    # The memory that a process uses then
     HOG = 250 * MIB
 
     BALLOON = '/machine/peripheral/balloon0'
@@ -66,8 +66,8 @@ class BalloonGuestTest(QemuSystemTest):
         self.prepare_guest()
 
     def prepare_guest(self):
-        '''What is to be done whenever the guest has booted'''
-        # do not wrap or echo what is sent
+        '''Prepare the guest after each boot.'''
+        # the console should not wrap or echo what is sent
         self.run_in_guest('stty -echo cols 1000')
         self.wait_for(lambda: self.guest_features() is not None,
                       'the balloon driver')
@@ -95,7 +95,7 @@ class BalloonGuestTest(QemuSystemTest):
 
     def run_in_guest(self, command, timeout=None):
         '''Run a shell command; return the exit code and the output.'''
-        # The quotes keep the echo of the command from looking like the end
+        # With the quotes, the echo of the command does not match the pattern
         self.vm.console_socket.sendall(
             f'echo "==""begin"; {command}; echo "==""end" $?\n'.encode())
         match = self.wait_console(
@@ -116,8 +116,8 @@ class BalloonGuestTest(QemuSystemTest):
 
     def guest_sleep(self, seconds):
         '''
-        Let time pass in the guest, so that what it wants to do later on is
-        done.  On a busy host, this takes longer.
+        Let time pass in the guest, so that delayed work in it gets done.  On a
+        busy host, this takes longer.
         '''
         self.assertEqual(self.run_in_guest(f'sleep {seconds}')[0], 0)
 
@@ -126,7 +126,7 @@ class BalloonGuestTest(QemuSystemTest):
         return self.vm.cmd('query-balloon')['actual']
 
     def set_balloon(self, value):
-        '''Change the memory of the guest, and wait until it has it.'''
+        '''Set the memory size of the guest, and wait until it is reached.'''
         self.vm.cmd('balloon', value=value)
         self.wait_for(lambda: self.actual() == value,
                       f'the guest to have {value} bytes')
@@ -151,13 +151,15 @@ class BalloonGuestTest(QemuSystemTest):
         return self.vm.cmd('qom-get', path=self.BALLOON, property=name)
 
     def use_memory(self):
-        '''Have a process in the guest use much memory; return its exit code.'''
+        '''
+        Run a process in the guest that uses much memory; return its exit code.
+        '''
         return self.run_in_guest(
             f'dd if=/dev/zero of=/dev/null bs={self.HOG} count=1')[0]
 
     def oom_scenario(self):
         '''
-        Inflate the balloon, then have a process use more memory than there is.
+        Inflate the balloon, then have a process use more memory than is left.
         Return what happened.
         '''
         result = {
@@ -168,7 +170,7 @@ class BalloonGuestTest(QemuSystemTest):
         result['before'] = self.actual()
         result['exit'] = self.use_memory()
         if result['exit'] == 0:
-            # The driver may need a moment to tell how much it has taken out
+            # The driver may update the size of the balloon a moment later
             self.wait_for(lambda: self.actual() > self.HOG, 'deflation')
         else:
             self.guest_sleep(1)

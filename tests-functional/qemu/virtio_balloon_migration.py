@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# Linux guests with a memory balloon that move from one QEMU to another
+# Linux guests with a memory balloon that migrate between QEMUs
 '''Base classes for tests that need more than a booted guest'''
 
 import contextlib
@@ -12,22 +12,22 @@ from qemu.machine import QEMUMachine
 
 from virtio_balloon_guest import BalloonGuestTest, MIB, UNSET_STATS_VALUE
 
-# Bits of the features
+# Feature bits
 F_STATS_VQ = 1
 F_DEFLATE_ON_OOM = 2
 F_FREE_PAGE_HINT = 3
 F_PAGE_POISON = 4
 F_REPORTING = 5
 
-# What the device puts into free_page_hint_cmd_id
+# The value of free_page_hint_cmd_id after a round
 CMD_ID_STOP = 0
 CMD_ID_DONE = 1
 
-# What Linux fills free pages with; it tells the device so
+# The value with which Linux fills free pages, and which it tells the device
 PAGE_POISON = 0xaaaaaaaa
 
-# With CONFIG_PAGE_POISONING, page_poison wins.  Otherwise, it is ignored, but
-# init_on_free suffices to negotiate the feature.
+# page_poison needs CONFIG_PAGE_POISONING, and takes precedence then.  Without
+# it, init_on_free suffices to negotiate the feature.
 POISON_CMDLINE = 'page_poison=1 init_on_free=1'
 
 CMDLINE = 'console=ttyS0 loglevel=1 panic=-1'
@@ -46,7 +46,7 @@ class BalloonLinuxTest(BalloonGuestTest):
 
     @contextlib.contextmanager
     def part(self, what):
-        '''A part of a test.  TAP knows no subtests.'''
+        '''A part of a test; TAP has no subtests.'''
         self.log.info('begin: %s', what)
         try:
             yield
@@ -73,8 +73,8 @@ class BalloonLinuxTest(BalloonGuestTest):
         '''
         path = self.guest_ok(f'realpath {self.virtio_device()}').strip()
         path = os.path.dirname(path)
-        # The legacy interface is larger with MSI-X.  The directory may also
-        # be there, but empty.
+        # The legacy interface is larger with MSI-X.  The directory can also
+        # exist, but be empty.
         _, vectors = self.run_in_guest(f'ls {path}/msi_irqs 2>/dev/null')
         return path + '/resource0', 6 if vectors.strip() else 5
 
@@ -88,7 +88,7 @@ class BalloonLinuxTest(BalloonGuestTest):
             f'for i in $(seq {start} {start + 4}); do'
             f' dd if={bar} bs=4 skip=$i count=1 2>/dev/null | od -An -tx4;'
             ' done')
-        # There may be nothing behind it in the BAR, or all ones.
+        # After it, the BAR may have no data, or all ones.
         words = (out + ' ffffffff').split()
         return [int(word, 16) for word in words[:words.index('ffffffff')]]
 
@@ -110,7 +110,7 @@ class BalloonLinuxTest(BalloonGuestTest):
         data = ''.join(f'\\{byte:03o}' for byte in
                        value.to_bytes(4, 'little'))
         bar, start = self.guest_bar()
-        # Reading refreshes the other fields, which are written, too
+        # Reading updates the other fields, which are written, too
         self.guest_config()
         self.guest_ok(f"printf '{data}' | dd of={bar} bs=4 count=1"
                       f' seek={start + 3} conv=notrunc')
@@ -124,8 +124,8 @@ class BalloonLinuxTest(BalloonGuestTest):
 
     def fall_asleep(self):
         '''
-        Suspend the guest to RAM.  It prints "is awake" and the exit code when
-        it has woken up.
+        Suspend the guest to RAM.  When it wakes up, it prints "is awake" and
+        the exit code.
         '''
         self.vm.get_qmp_events()
         self.vm.console_socket.sendall(
@@ -141,7 +141,7 @@ class BalloonLinuxTest(BalloonGuestTest):
                     property='guest-stats-polling-interval', value=interval)
 
     def host_stats(self):
-        '''The statistics that were provided, and the time of the update'''
+        '''The statistics that the driver sent, and the time of the update'''
         stats = self.host_property('guest-stats')
         return ({name: value for name, value in stats['stats'].items()
                  if value != UNSET_STATS_VALUE}, stats['last-update'])
@@ -186,7 +186,7 @@ class BalloonMigrationTest(BalloonLinuxTest):
     the executables.
     '''
 
-    # The most recent one that the QEMU 7.2 in Debian 12 also knows
+    # The latest machine type of the QEMU 7.2 in Debian 12
     MACHINE = 'pc-i440fx-7.2'
 
     VARIABLES = {
@@ -195,9 +195,10 @@ class BalloonMigrationTest(BalloonLinuxTest):
         'stock': 'BALLOON_STOCK_QEMU',
     }
 
-    # The smallest bandwidth.  A part of the stream, which is a few pages if
-    # even zero pages are sent as a whole, leaves QEMU every 100 ms: the guest
-    # needs minutes to arrive, and does not if the test does something else.
+    # The smallest bandwidth.  QEMU sends one buffer of the stream every 100
+    # ms, which is a few pages if even zero pages are sent in full.  The
+    # migration would take minutes, and is only completed if the test raises
+    # the bandwidth.
     CRAWL = {'max-bandwidth': 10, 'max-postcopy-bandwidth': 10}
 
     _current = None
@@ -225,7 +226,7 @@ class BalloonMigrationTest(BalloonLinuxTest):
         machine = OlderQemu if impl == 'stock' else QEMUMachine
         vm = machine(self.binary(impl), name=name, base_temp_dir=self.workdir,
                      log_dir=self.log_file(), qmp_timer=self.timeout)
-        # is shut down at the end of the test
+        # it is shut down at the end of the test
         self._vms[name] = vm
         vm.impl = impl
         vm.set_machine(self.MACHINE)
@@ -245,7 +246,7 @@ class BalloonMigrationTest(BalloonLinuxTest):
     def boot(self, impl, options='', cmdline='', args=()):
         '''Boot a guest.'''
         # Older versions of QEMU sometimes hang while they boot a recent Linux
-        # with TCG.  Do not tolerate this in what is tested.
+        # with TCG.  Do not tolerate this in the QEMU that is tested.
         attempts = 3 if impl == 'stock' else 1
         for attempt in range(1, attempts + 1):
             self._console = b''
@@ -271,12 +272,12 @@ class BalloonMigrationTest(BalloonLinuxTest):
             for name, state in names.items()])
 
     def incoming(self, impl, options='', cmdline='', args=(), **caps):
-        '''A QEMU that waits for a guest, and where it does'''
+        '''A QEMU that waits for an incoming migration, and its URI'''
         vm = self.new_qemu(impl, options, cmdline,
                            ('-incoming', 'defer', *args))
         vm.launch()
         uri = f'unix:{self.socket_dir().name}/{self._count}'
-        # the source waits for the destination before it says goodbye
+        # the source waits for the destination before it ends
         self.capabilities(vm, return_path=True, **caps)
         self.capabilities(self.vm, return_path=True, **caps)
         vm.cmd('migrate-incoming', uri=uri)
@@ -301,14 +302,14 @@ class BalloonMigrationTest(BalloonLinuxTest):
         '''Cancel a migration, and wait until it has ended.'''
         self.assertEqual(self.migration(vm)['status'], 'active')
         vm.cmd('migrate_cancel')
-        # The thread that sends may find that the other side has gone before
-        # it finds out that this is intended.
+        # The sending thread may notice that the other side is gone before it
+        # learns that this is intended.
         self.wait_migration(vm, 'cancelled', 'failed')
         # see crawl()
         vm.cmd('migrate-set-parameters', **{'zero-page-detection': 'multifd'})
 
     def crawl(self, vm):
-        '''Have a migration, which has not begun, take very long.'''
+        '''Before a migration starts, limit it so that it takes very long.'''
         vm.cmd('migrate-set-parameters',
                **{'zero-page-detection': 'none', 'downtime-limit': 1,
                   **self.CRAWL})
@@ -319,18 +320,18 @@ class BalloonMigrationTest(BalloonLinuxTest):
         self.wait_for(lambda: vm.cmd('query-status')['status'] == 'running',
                       'the guest to run')
         old, self._current = self._current, vm
-        # Another QEMU, another socket
+        # The other QEMU has another socket for the console
         self._console = b''
         if old.is_running():
             old.shutdown()
-        # A part of a line may have been sent to the old one.
+        # The first part of a line may have been printed by the old QEMU.
         vm.console_socket.sendall(b'\n')
 
     def migrate(self, impl, options='', cmdline='', args=(), meanwhile=None):
         '''
-        Move the guest; return what query-migrate says at the end.
-        If there is something to do meanwhile, hardly anything is transferred
-        until that is done.
+        Migrate the guest; return what query-migrate says at the end.  If there
+        is a function to call meanwhile, the migration hardly makes progress
+        until it returns.
         '''
         dst, uri = self.incoming(impl, options, cmdline, args)
         src = self.vm
@@ -349,8 +350,8 @@ class BalloonMigrationTest(BalloonLinuxTest):
 
     def make_data(self, size=16):
         '''
-        Put data that cannot be predicted, in the given number of MiB, where
-        the guest cannot drop it; return its checksum.
+        Write the given number of MiB of random data where the guest cannot
+        drop them; return their checksum.
         '''
         self.guest_ok('mkdir -p /data && mount -t tmpfs data /data'
                       ' && dd if=/dev/urandom of=/data/random bs=1M'
@@ -364,7 +365,7 @@ class BalloonMigrationTest(BalloonLinuxTest):
         return out
 
     def state(self):
-        '''What must not be changed by migration'''
+        '''The state that migration must not change'''
         return {
             'actual': self.actual(),
             'features': self.guest_features(),
@@ -373,7 +374,7 @@ class BalloonMigrationTest(BalloonLinuxTest):
         }
 
     def check_stats(self):
-        '''Statistics arrive here, too.'''
+        '''Statistics also arrive after migration.'''
         self.set_polling(1)
         stats = self.wait_for_stats()
         self.assertGreaterEqual(len(stats), 10)
@@ -381,7 +382,7 @@ class BalloonMigrationTest(BalloonLinuxTest):
                          self.meminfo()['MemTotal'])
 
     def check_balloon(self):
-        '''The balloon reaches each target, also its previous one.'''
+        '''The balloon reaches each target, and also the previous one.'''
         before = self.actual()
         # MemTotal does not change if deflate-on-oom is on, and MemFree lags
         self.set_balloon(before - 32 * MIB)
@@ -392,7 +393,7 @@ class BalloonMigrationTest(BalloonLinuxTest):
         self.set_balloon(before)
 
     def check_oom(self):
-        '''The balloon gives way to a process.'''
+        '''The balloon is deflated when a process needs memory.'''
         before = self.actual()
         self.assertLess(before, self.HOG)
         self.assertEqual(self.use_memory(), 0)

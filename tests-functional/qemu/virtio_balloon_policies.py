@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# Linux guests whose balloon drivers differ in when they deflate by themselves
+# Linux guests with balloon drivers that deflate by themselves in different
+# situations
 '''Base class for tests of what deflate-on-oom has meant to Linux'''
 
 import os
@@ -8,8 +9,8 @@ import re
 
 from virtio_balloon_guest import BalloonGuestTest, MIB
 
-# The policies, and the function that the kernel calls in the driver when it
-# wants memory
+# The policies, and the function of the driver that the kernel calls when it
+# needs memory
 POLICIES = {
     'oom-notifier-2014': 'virtio_balloon_oom_notify',
     'shrinker-2018': 'virtio_balloon_shrinker_scan',
@@ -39,8 +40,8 @@ class BalloonPolicyTest(BalloonGuestTest):
         self.initrd = os.path.join(self.initrds, policy + '.gz')
         self.launch(f',deflate-on-oom={bit}' + options, *args)
         self.assertEqual(self.guest_features()[2], '1' if bit == 'on' else '0')
-        # Count the calls into the driver, which is the same for drivers that
-        # were not made for it
+        # Count the calls into the driver with kprobes, which need no support
+        # in the driver
         status, out = self.run_in_guest(
             f'mount -t tracefs tracefs {TRACING};'
             f' echo "p:balloon virtio_balloon:{POLICIES[policy]}"'
@@ -62,16 +63,16 @@ class BalloonPolicyTest(BalloonGuestTest):
                 re.findall(r'^(\w+) (\d+)$', out, re.MULTILINE)}
 
     def counters(self):
-        '''What the device has counted; nothing if it is the one in C'''
+        '''The counters of the device; empty with the C implementation'''
         if os.getenv('BALLOON_DEVICE') == 'c':
             return {}
         return self.host_property('balloon-counters')
 
     def check_counts(self):
         '''
-        Compare what the guest and the device have counted, when the guest
-        does nothing with the balloon, and return both.  A page that is
-        migrated in the guest is put into the balloon in place of another.
+        While the guest does not change the balloon, compare what the guest and
+        the device have counted, and return both.  When the guest moves a page
+        of the balloon, another page goes into the balloon instead.
         '''
         vmstat, counters = self.vmstat(), self.counters()
         migrated = vmstat.get('balloon_migrate', 0)
@@ -86,9 +87,9 @@ class BalloonPolicyTest(BalloonGuestTest):
 
     def touch(self, size):
         '''
-        Have a process write to each page of so much memory.  Return its exit
-        code, how many seconds that took, and the longest of the writes, if it
-        has survived.
+        Have a process write to each page of the given amount of memory.
+        Return its exit code and, if it has survived, how many seconds that
+        took, and how long the slowest write took.
         '''
         status, out = self.run_in_guest(f'memory touch {size // MIB}')
         match = re.search(r'in (\d+) us, longest (\d+) us', out)
@@ -98,8 +99,8 @@ class BalloonPolicyTest(BalloonGuestTest):
 
     def out_of_memory(self, policy, bit):
         '''
-        Inflate the balloon, then have a process use more memory than there
-        is.  Return what happened.
+        Inflate the balloon, then have a process use more memory than is left.
+        Return what happened.
         '''
         self.boot(policy, bit)
         status, free_time, free_longest = self.touch(self.HOG)
@@ -109,7 +110,7 @@ class BalloonPolicyTest(BalloonGuestTest):
         before, _ = self.check_counts()
         calls = self.calls()
         status, time, longest = self.touch(self.HOG)
-        # The driver may need a moment to tell how much it has taken out
+        # The driver may update the size of the balloon a moment later
         self.guest_sleep(1)
         after, counters = self.check_counts()
         result = {

@@ -21,13 +21,13 @@ BASIC = ['stat-swap-in', 'stat-swap-out', 'stat-major-faults',
          'stat-available-memory', 'stat-disk-caches', 'stat-htlb-pgalloc',
          'stat-htlb-pgfail']
 
-# Those that Linux has since 6.12
+# Statistics that Linux sends since 6.12
 RECLAIM = ['stat-oom-kills', 'stat-alloc-stalls', 'stat-async-scans',
            'stat-direct-scans', 'stat-async-reclaims', 'stat-direct-reclaims']
 
 
 class VirtioBalloonReporting(BalloonLinuxTest):
-    '''Memory that the guest does not use any more returns to the host.'''
+    '''Memory that the guest does not use anymore returns to the host.'''
 
     # 60% of the memory
     HOG = 307 * MIB
@@ -50,25 +50,25 @@ class VirtioBalloonReporting(BalloonLinuxTest):
         return last[-1]
 
     def reset_peak(self):
-        '''Forget how large QEMU has been.'''
+        '''Reset the peak of QEMU's memory.'''
         with open(f'/proc/{self.vm.get_pid()}/clear_refs', 'w',
                   encoding='ascii') as clear:
             clear.write('5')
 
     def use_and_free(self):
-        '''Use memory in the guest; return how large QEMU became.'''
+        '''Use memory in the guest; return the peak of QEMU's memory.'''
         self.reset_peak()
         self.assertEqual(self.use_memory(), 0)
         return self.vm_status('VmHWM')
 
     def test_reporting(self):
-        '''QEMU becomes as small as it was.'''
+        '''QEMU's memory shrinks to its previous size.'''
         self.launch(',free-page-reporting=on')
         self.require_feature(F_REPORTING, 'free page reporting')
         before = self.idle()
         for _ in range(2):
-            # Reporting may begin before the end of the process, and some of
-            # the memory was in use already.
+            # The driver may report memory before the process ends, and some of
+            # the memory was already in use.
             peak = self.use_and_free()
             self.log.info('idle %d, peak %d', before, peak)
             self.assertGreater(peak, before + self.HOG // 2)
@@ -78,22 +78,22 @@ class VirtioBalloonReporting(BalloonLinuxTest):
             self.log.info('RSS is back after %.1f s', time.monotonic() - start)
 
     def test_no_reporting(self):
-        '''This does not happen by itself.'''
+        '''Without the feature, QEMU's memory does not shrink.'''
         self.launch(',free-page-reporting=off')
         before = self.idle()
         peak = self.use_and_free()
         self.assertGreater(peak, before + self.HOG // 2)
-        # This would be enough for several reports
+        # This is long enough for several reports
         self.guest_sleep(4 * self.DELAY)
         self.assertGreater(self.vm_status('VmRSS'), peak - 16 * MIB)
 
     def test_poison(self):
-        '''Free pages that are not zero have to keep what is in them.'''
+        '''Free pages that are not zero have to keep their contents.'''
         self.launch(',free-page-reporting=on,page-poison=on', *POISON)
         self.require_feature(F_REPORTING, 'free page reporting')
         self.guest_poison()
-        # Whatever was reported before that; with init_on_free, the guest has
-        # written to all of its memory already.
+        # Wait for pending reports.  With init_on_free, the guest has already
+        # written to all of its memory.
         self.idle()
         peak = self.use_and_free()
         self.assertGreater(peak, self.HOG)
@@ -101,8 +101,8 @@ class VirtioBalloonReporting(BalloonLinuxTest):
         self.guest_sleep(6 * self.DELAY)
         self.assertGreater(self.vm_status('VmRSS'), peak - 16 * MIB)
 
-        # If the pages are zero, they can be discarded.  (They are, unless
-        # they were filled by a kernel with CONFIG_PAGE_POISONING.)
+        # Pages that are zero can be discarded.  (They are zero, unless a
+        # kernel with CONFIG_PAGE_POISONING has filled them.)
         if 'page_poison=1' in self.guest_ok(
                 'dmesg | grep "Unknown kernel command line"; true'):
             self.write_poison(0)
@@ -130,9 +130,9 @@ class VirtioBalloonStats(BalloonLinuxTest):
                            queue=2)['inuse'] == 1
 
     def check_no_updates(self):
-        '''Nothing arrives any more.'''
+        '''No more statistics arrive.'''
         if self.guest_features():
-            # There may have been a request already
+            # The device may already have requested statistics
             self.wait_for(self.has_buffer, 'the driver to answer')
         before = self.last_update()
         self.guest_sleep(5)
@@ -145,13 +145,13 @@ class VirtioBalloonStats(BalloonLinuxTest):
                            self.guest_ok('cat /proc/vmstat'), re.MULTILINE)}
 
     def counters(self):
-        '''Values of which the guest can tell the same'''
+        '''The statistics that are also in /proc/vmstat of the guest'''
         vmstat = self.vmstat()
         return {
             'stat-swap-in': vmstat['pswpin'] * 4096,
             'stat-swap-out': vmstat['pswpout'] * 4096,
             'stat-major-faults': vmstat['pgmajfault'],
-            # in the driver, these are all
+            # the driver sends the number of all faults
             'stat-minor-faults': vmstat['pgfault'],
             'stat-htlb-pgalloc': vmstat.get('htlb_buddy_alloc_success', 0),
             'stat-htlb-pgfail': vmstat.get('htlb_buddy_alloc_fail', 0),
@@ -166,7 +166,7 @@ class VirtioBalloonStats(BalloonLinuxTest):
         }
 
     def check_plausible(self):
-        '''The statistics are what the guest knows, too.'''
+        '''The statistics agree with what the guest shows.'''
         before = self.counters()
         self.wait_for_stats(3)
         stats, _ = self.host_stats()
@@ -177,7 +177,7 @@ class VirtioBalloonStats(BalloonLinuxTest):
                 self.assertLessEqual(stats[name], after[name], name)
         self.assertEqual(stats['stat-total-memory'],
                          self.meminfo()['MemTotal'])
-        # These go up and down.  Sooner or later, both agree.
+        # These values increase and decrease.  Wait until both agree.
         for name, key in [('stat-free-memory', 'MemFree'),
                           ('stat-available-memory', 'MemAvailable'),
                           ('stat-disk-caches', 'Cached')]:
@@ -186,7 +186,7 @@ class VirtioBalloonStats(BalloonLinuxTest):
                           < 16 * MIB, f'{name} to be what {key} is')
 
     def check_tags(self):
-        '''All of the tags that the kernel has are there.'''
+        '''The driver sends all statistics that its kernel has.'''
         release = tuple(map(int, re.findall(r'\d+', self.guest_kernel())[:2]))
         expected = BASIC + (RECLAIM if release >= (6, 12) else [])
         stats, _ = self.host_stats()
@@ -218,17 +218,17 @@ class VirtioBalloonStats(BalloonLinuxTest):
         self.set_polling(0)
         self.assertEqual(self.host_property(self.POLLING), 0)
         self.check_no_updates()
-        # the last ones stay
+        # the last statistics remain
         self.assertNotEqual(self.last_update(), 0)
         self.check_tags()
         self.set_polling(1)
-        # They change if the guest does something
+        # The values change if the guest is active
         self.assertEqual(self.use_memory(), 0)
         self.wait_for_stats(2)
         self.check_plausible()
 
     def test_errors(self):
-        '''Intervals that make no sense'''
+        '''Invalid intervals'''
         self.launch()
         self.set_polling(7)
         no_integer = (f"Invalid parameter type for '{self.POLLING}',"
@@ -250,7 +250,7 @@ class VirtioBalloonStats(BalloonLinuxTest):
             self.assertEqual(reply['error'],
                              {'class': 'GenericError', 'desc': expected})
             self.assertEqual(self.host_property(self.POLLING), 7)
-        # The largest one
+        # The largest interval
         self.set_polling((1 << 32) - 1)
         self.assertEqual(self.host_property(self.POLLING), (1 << 32) - 1)
         reply = self.vm.qmp('qom-set', path=self.BALLOON,
@@ -258,7 +258,7 @@ class VirtioBalloonStats(BalloonLinuxTest):
         self.assertIn('error', reply)
 
     def test_rebind(self):
-        '''The driver comes and goes.'''
+        '''The driver is unbound and bound again.'''
         self.launch()
         self.set_polling(1)
         self.set_balloon(self.TARGET)
@@ -266,11 +266,11 @@ class VirtioBalloonStats(BalloonLinuxTest):
         for _ in range(3):
             name = os.path.basename(self.virtio_device())
             self.guest_ok(f'echo {name} > {SYSFS}/unbind')
-            # It gives everything back
+            # The driver empties the balloon
             self.assertEqual(self.actual(), self.RAM)
             self.assertIsNone(self.guest_features())
             self.check_no_updates()
-            # the last ones stay
+            # the last statistics remain
             self.check_tags()
             self.guest_ok(f'echo {name} > {SYSFS}/bind')
             self.wait_for(lambda: self.actual() == self.TARGET, 'inflation')
@@ -284,7 +284,7 @@ class VirtioBalloonStats(BalloonLinuxTest):
         self.set_polling(interval)
         self.set_balloon(self.TARGET)
         self.wait_for(self.last_update, 'statistics')
-        # Have a look before the driver sends more
+        # Read the statistics before the driver sends more
         self.vm.cmd('stop')
         self.vm.get_qmp_events()
         self.vm.cmd('system_reset')
@@ -297,7 +297,7 @@ class VirtioBalloonStats(BalloonLinuxTest):
         self.prepare_guest()
         self.wait_for(self.last_update, 'statistics')
         self.check_tags()
-        # The target is still there
+        # The target is still the same
         self.wait_for(lambda: self.meminfo()['MemTotal'] < self.TARGET,
                       'the driver to inflate the balloon')
         self.wait_for(lambda: self.actual() == self.TARGET, 'inflation')
@@ -320,7 +320,8 @@ class VirtioBalloonStats(BalloonLinuxTest):
         self.assertNotEqual(asleep[1], 0)
 
         self.vm.cmd('system_wakeup')
-        # At first, these are the same; the driver will soon send new ones
+        # At first, the statistics are the same; the driver will soon send new
+        # ones
         for _ in range(50):
             awake = self.host_stats()
             self.assertEqual(set(awake[0]), stats)
@@ -353,19 +354,19 @@ class VirtioBalloonStats(BalloonLinuxTest):
 
 
 class VirtioBalloonHotplug(BalloonLinuxTest):
-    '''The balloon comes and goes.'''
+    '''The balloon is plugged and unplugged.'''
 
     COUNT = 30 if os.getenv('BALLOON_QUICK') == '1' else 100
 
-    # After that, caches and free lists have the size that they need
+    # The number of cycles until caches and free lists have reached their size
     WARM_UP = 10
 
-    # of QEMU's own memory, with all of the cycles
+    # Limit for the growth of QEMU's own memory, over all cycles
     GROWTH = 8 * MIB
 
     def tree(self):
-        '''What is in the places where the device leaves traces'''
-        # The numbers of memory regions differ
+        '''The QOM objects in all places where the device adds some'''
+        # Leave out the numbers of memory regions, which differ
         return {path: sorted((re.sub(r'\[\d+\]', '[*]', item['name']),
                               item['type'])
                              for item in self.vm.cmd('qom-list', path=path))
@@ -391,7 +392,7 @@ class VirtioBalloonHotplug(BalloonLinuxTest):
                          [{'name': 'type', 'type': 'string'}])
 
     def check_second(self):
-        '''There cannot be two of them.'''
+        '''There cannot be a second balloon.'''
         before = self.tree()
         reply = self.vm.qmp('device_add', driver='virtio-balloon-pci',
                             id='balloon1')
@@ -406,7 +407,7 @@ class VirtioBalloonHotplug(BalloonLinuxTest):
 
     def check_hotplug(self, options):
         '''Plug and unplug the balloon many times.'''
-        # The memory of the guest is not counted as anonymous memory.
+        # With a memfd, the memory of the guest does not count as anonymous.
         self.launch(',addr=0x8', '-accel', 'tcg,tb-size=32',
                     '-object', f'memory-backend-memfd,id=ram,size={self.RAM}',
                     '-machine', 'memory-backend=ram',
@@ -426,14 +427,14 @@ class VirtioBalloonHotplug(BalloonLinuxTest):
             self.assertEqual(self.tree(), plugged)
             self.assertEqual(self.actual(), self.RAM)
             if number % 2 == 0:
-                # The device goes with or without a timer
+                # Unplug the device both with and without a timer
                 self.set_polling(1)
             if number % 10 == 0:
                 self.wait_for_stats(2)
                 self.check_second()
             self.set_balloon(self.RAM - (16 + number % 16) * MIB)
             if number % 2 == 0:
-                # The driver does so itself, otherwise
+                # Otherwise, the driver empties the balloon
                 self.set_balloon(self.RAM)
             self.remove()
             self.assertEqual(self.tree(), before)
@@ -441,7 +442,7 @@ class VirtioBalloonHotplug(BalloonLinuxTest):
         self.log.info('RssAnon: %s', [size // 1024 for size in sizes])
         if os.getenv('BALLOON_VERBOSE'):
             print([size // 1024 for size in sizes][::5])
-        # A leak would be in all of the last ones, and noise is not.
+        # A leak would increase all of the last sizes, which noise does not.
         self.assertLess(min(sizes[-5:]) - max(sizes[self.WARM_UP - 5:
                                                     self.WARM_UP + 1]),
                         self.GROWTH)
@@ -450,9 +451,9 @@ class VirtioBalloonHotplug(BalloonLinuxTest):
         self.set_balloon(self.RAM)
 
     def test_hotplug_fails(self):
-        '''A device that could not be plugged does not remain.'''
+        '''A device that could not be plugged leaves nothing behind.'''
         if os.getenv('BALLOON_DEVICE') == 'c':
-            # It returns from realize() without having removed its handler
+            # If realize() fails, it does not remove the balloon handler
             self.skipTest('QEMU\'s implementation in C stays registered')
         self.launch(',addr=0x8')
         self.remove()
@@ -470,11 +471,11 @@ class VirtioBalloonHotplug(BalloonLinuxTest):
         self.set_balloon(self.RAM)
 
     def test_hotplug(self):
-        '''The balloon as it is by default'''
+        '''The balloon with its default properties'''
         self.check_hotplug({})
 
     def test_hotplug_features(self):
-        '''The balloon with everything that it may have'''
+        '''The balloon with all optional features'''
         self.check_hotplug({'free-page-hint': True, 'iothread': 'iothread0',
                             'free-page-reporting': True,
                             'deflate-on-oom': True})
@@ -484,8 +485,8 @@ class VirtioBalloonHotplug(BalloonLinuxTest):
 class VirtioBalloonReplay(BalloonLinuxTest):
     '''A recorded execution can be replayed.'''
 
-    # Memory returns to the host in several turns.  Nothing is typed, because
-    # the console of the tests is not recorded.
+    # Memory returns to the host in several turns.  The test does not type
+    # commands, because the console of the tests is not recorded.
     SCRIPT = ('dd if=/dev/zero of=/dev/null bs=200M count=1 2>/dev/null;'
               ' sleep 6; echo Script is over; dmesg | tail -n 1; poweroff -f')
 
@@ -519,12 +520,12 @@ class VirtioBalloonReplay(BalloonLinuxTest):
         return console, counters
 
     def test_replay(self):
-        '''It is the same for the guest and for the host.'''
+        '''The replay is the same for the guest and for the host.'''
         self.require_accelerator('tcg')
         recorded, counters = self.run_recorded('record')
         self.assertIn(b'Script is over', recorded)
         if counters:
-            # more than what fits into a turn
+            # more than the budget of one turn
             self.assertGreater(counters['bytes-discarded'], 100 * MIB)
             self.assertGreater(counters['discard-calls'], 6)
         self.assertEqual(self.run_recorded('replay'), (recorded, counters))

@@ -35,7 +35,7 @@ MIXES = {
 if os.getenv('BALLOON_QUICK') == '1':
     MIXES = {name: MIXES[name] for name in ('plain', 'everything')}
 
-# The guest of each of them visits all
+# The guest migrates through all QEMUs of a chain
 CHAINS = [
     ['C', 'Rust', 'C', 'Rust', 'Rust'],
     ['stock', 'Rust', 'stock'],
@@ -49,13 +49,13 @@ def hops(chain):
 
 
 class VirtioBalloonMatrix(BalloonMigrationTest):
-    '''A guest hops from one QEMU to the next one.'''
+    '''A guest migrates from one QEMU to the next one.'''
 
     cells = {}
 
     @classmethod
     def tearDownClass(cls):
-        '''Show what happened, in a way that does not disturb TAP.'''
+        '''Print the table as comments, which TAP ignores.'''
         columns = [(i, hop) for i, chain in enumerate(CHAINS)
                    for hop in hops(chain)]
         first = max(len(mix) for mix in MIXES)
@@ -127,8 +127,7 @@ class VirtioBalloonMatrix(BalloonMigrationTest):
                     self.visit(mix, number)
             except unittest.SkipTest as exc:
                 skipped.append(str(exc))
-            # The other chain may still work
-            # pylint: disable=broad-except
+            # Continue with the other chain
             except Exception:
                 errors.append(traceback.format_exc())
             self.vm.shutdown(hard=True)
@@ -152,7 +151,7 @@ add_matrix()
 
 
 class VirtioBalloonMigration(BalloonMigrationTest):
-    '''What else may happen during a migration'''
+    '''Other events during a migration'''
 
     def errors(self, vm):
         '''What QEMU printed; it has to have exited.'''
@@ -165,8 +164,8 @@ class VirtioBalloonMigration(BalloonMigrationTest):
 
     def check_mismatch(self, src_options, dst_options, expected, cmdline=''):
         '''
-        Try to migrate to destinations that have other properties.  They have
-        to refuse the guest for the same reason.
+        Try to migrate to destinations with other properties.  C and Rust have
+        to fail for the same reason.
         '''
         for src in ['C', 'Rust']:
             self.boot(src, src_options, cmdline)
@@ -191,7 +190,8 @@ class VirtioBalloonMigration(BalloonMigrationTest):
             self.assertEqual(said['C'], said['Rust'])
             self.assertTrue([line for line in said['C']
                              if re.search(expected, line)], said['C'])
-            # It may still go to where it is welcome
+            # The guest can still migrate to a destination with the same
+            # properties
             self.migrate('Rust', src_options, cmdline)
             self.assertEqual(self.state(), before)
             self.vm.shutdown()
@@ -222,7 +222,7 @@ class VirtioBalloonMigration(BalloonMigrationTest):
             '|load of migration failed')
 
     def test_file(self):
-        '''The guest rests in a file for a while.'''
+        '''The guest is migrated to a file, and later from it.'''
         options = ',deflate-on-oom=on,free-page-reporting=on' + HINT
         for src, dst in [('C', 'Rust'), ('Rust', 'C'), ('Rust', 'Rust')]:
             with self.part(f'{src}->{dst}'):
@@ -251,7 +251,7 @@ class VirtioBalloonMigration(BalloonMigrationTest):
         '''Inflate the balloon while postcopy is active.'''
         trace = self.scratch_file(f'{src}-{dst}.trace')
         self.boot(src)
-        # What is there is not to be found on the other side at once
+        # Data that the destination does not have when postcopy begins
         self.make_data(64)
         checksum = self.checksum()
         try:
@@ -275,7 +275,7 @@ class VirtioBalloonMigration(BalloonMigrationTest):
         source.cmd('migrate-start-postcopy')
         self.wait_for(lambda: vm.cmd('query-status')['status'] == 'running',
                       'postcopy')
-        # The state of the devices arrives first, "postcopy-device"
+        # The state of the devices is sent first ("postcopy-device")
         self.wait_for(lambda: self.migration(source)['status']
                       == 'postcopy-active', 'the source to notice')
         vm.cmd('balloon', value=self.RAM - 200 * MIB)
@@ -283,7 +283,7 @@ class VirtioBalloonMigration(BalloonMigrationTest):
                       < self.RAM - 40 * MIB, 'inflation')
         self.assertEqual(self.migration(source)['status'], 'postcopy-active',
                          'the migration was too fast for the test')
-        # That is enough
+        # The balloon was inflated during postcopy; let the migration end
         source.cmd('migrate-set-parameters',
                    **{'max-postcopy-bandwidth': 0})
         self.wait_migration(source, 'completed')
@@ -315,7 +315,7 @@ class VirtioBalloonMigration(BalloonMigrationTest):
         self.assertNotEqual(discards(names[end:]), [])
 
     def test_postcopy(self):
-        '''Nothing is discarded where pages still have to arrive.'''
+        '''The destination discards nothing while pages are still to arrive.'''
         for src, dst in [('C', 'Rust'), ('Rust', 'C'), ('Rust', 'Rust')]:
             with self.part(f'{src}->{dst}'):
                 self.check_postcopy(src, dst)
@@ -336,7 +336,7 @@ class VirtioBalloonMigration(BalloonMigrationTest):
         return vm
 
     def test_cancel(self):
-        '''The guest stays where it is.'''
+        '''The migration is canceled, and the guest stays at the source.'''
         options = ',deflate-on-oom=on,free-page-reporting=on' + HINT
         for src, dst in [('C', 'Rust'), ('Rust', 'C'), ('Rust', 'Rust')]:
             with self.part(f'{src}->{dst}'):
@@ -345,7 +345,7 @@ class VirtioBalloonMigration(BalloonMigrationTest):
                 self.set_balloon(self.TARGET)
                 before = self.state()
                 vm = self.migrate_partly(options, dst)
-                # balloons do not mind
+                # the balloon still works during the migration
                 self.set_balloon(self.TARGET - 32 * MIB)
                 self.set_balloon(self.TARGET)
                 self.wait_cancelled(self.vm)
@@ -369,7 +369,7 @@ class VirtioBalloonHinting(BalloonMigrationTest):
 
     RAM = 1024 * MIB
 
-    # of which the guest knows that it is free
+    # Amount of memory that the guest will hint
     HINTED = 500 * MIB
 
     def idle_guest(self, impl, options):
@@ -378,7 +378,7 @@ class VirtioBalloonHinting(BalloonMigrationTest):
         if 'free-page-hint' in options:
             self.require_feature(F_FREE_PAGE_HINT, 'free page hinting')
         self.make_data(32)
-        # What is zero is not migrated, anyway
+        # Zero pages are not migrated anyway
         self.guest_ok('mkdir -p /used && mount -t tmpfs -o size=90% used /used'
                       ' && dd if=/data/random of=/used/0 bs=1M')
         self.guest_ok(
@@ -395,12 +395,12 @@ class VirtioBalloonHinting(BalloonMigrationTest):
                       'the guest to give hints')
 
     def transferred(self, src, dst, options):
-        '''Migrate an idle guest; return the bytes that it took.'''
+        '''Migrate an idle guest; return how many bytes were transferred.'''
         self.idle_guest(src, options)
         before = self.state()
         free = self.free_memory()
         if 'free-page-hint' in options:
-            # Give the guest time to say which pages are free
+            # Give the guest time to hint its free pages
             info = self.migrate(dst, options,
                                 meanwhile=lambda: self.wait_for_hints(free))
             before['config'][2] = CMD_ID_DONE
@@ -410,7 +410,7 @@ class VirtioBalloonHinting(BalloonMigrationTest):
         self.wait_for(lambda: self.free_memory() > free - 32 * MIB,
                       'the guest to have its free pages again')
         self.check_stats()
-        # now use them all
+        # now use all free pages
         self.assertEqual(self.run_in_guest(
             'dd if=/dev/zero of=/dev/null bs=700M count=1')[0], 0)
         self.assertEqual(self.checksum(), before['checksum'])
@@ -428,7 +428,7 @@ class VirtioBalloonHinting(BalloonMigrationTest):
             with self.part(f'{src}->{dst}'):
                 hinted = self.transferred(src, dst, HINT)
                 result[f'{src}->{dst}'] = hinted // MIB
-                # Some were sent before the hint came
+                # Some pages are sent before they are hinted
                 self.assertLess(hinted, without - self.HINTED * 3 // 4)
         self.log.info('MiB transferred: %s', result)
         if os.getenv('BALLOON_VERBOSE'):
@@ -436,8 +436,8 @@ class VirtioBalloonHinting(BalloonMigrationTest):
 
     def transferred_meanwhile(self, meanwhile):
         '''
-        Migrate an idle guest at 64 MiB/s, and do something all the time;
-        return the bytes that it took.
+        Migrate an idle guest at 64 MiB/s, and call a function all the time;
+        return how many bytes were transferred.
         '''
         self.idle_guest('Rust', HINT)
         checksum = self.checksum()
@@ -457,8 +457,9 @@ class VirtioBalloonHinting(BalloonMigrationTest):
     @unittest.skipIf(os.getenv('BALLOON_QUICK') == '1', 'takes minutes')
     def test_configuration_interrupts(self):
         '''
-        Hinting goes on while the user, or a management tool, adjusts the
-        balloon: the driver reads the command ID again, which is still there.
+        Hinting continues while the user or a management tool changes the size
+        of the balloon: the driver reads the command ID again, which has not
+        changed.
         '''
         alone = self.transferred_meanwhile(lambda vm: None)
         sizes = itertools.cycle([self.RAM - MIB, self.RAM])
@@ -468,11 +469,11 @@ class VirtioBalloonHinting(BalloonMigrationTest):
                       alone // MIB, adjusted // MIB)
         if os.getenv('BALLOON_VERBOSE'):
             print(alone // MIB, adjusted // MIB, file=sys.__stdout__)
-        # Both depend on how fast the guest is.
+        # Both results depend on how fast the guest is.
         self.assertLess(adjusted, alone * 13 // 10 + 64 * MIB)
 
     def test_cancel(self):
-        '''The guest gets its pages back if it does not move.'''
+        '''The guest gets its pages back if the migration is canceled.'''
         for impl in ['C', 'Rust']:
             with self.part(impl):
                 self.idle_guest(impl, HINT)

@@ -34,8 +34,7 @@ class VirtioBalloonOom(BalloonGuestTest):
         self.assertGreater(result['after'], self.HOG)
         self.assertLess(result['after'], self.RAM)
 
-        # What it looks like from outside; the implementation in C has nothing
-        # to show
+        # What the user can see; the C implementation has no counters
         if os.getenv('BALLOON_DEVICE') != 'c':
             counters = self.host_property('balloon-counters')
             self.assertGreaterEqual(
@@ -67,13 +66,13 @@ class VirtioBalloonOom(BalloonGuestTest):
             changes = [event['data']['actual']
                        for event in self.vm.get_qmp_events()
                        if event['event'] == 'BALLOON_CHANGE']
-            # there is at most one event a second
+            # events are limited to one per second
             for actual in changes:
                 self.assertLessEqual(actual, self.RAM)
             _, out = self.run_in_guest('grep MemTotal /proc/meminfo')
             total = int(out.split()[1]) * 1024
             self.assertLess(total, target * MIB)
-        # The last one may still be on its way
+        # The last event may still be pending
         if changes[-1:] != [target * MIB]:
             event = self.vm.event_wait(
                 'BALLOON_CHANGE', timeout=self.timeout,
@@ -81,7 +80,7 @@ class VirtioBalloonOom(BalloonGuestTest):
             self.assertIsNotNone(event)
 
     def test_stats(self):
-        '''The driver sends statistics when it is asked to.'''
+        '''The driver sends statistics when the device requests them.'''
         self.launch()
         self.vm.cmd('qom-set', path=self.BALLOON,
                     property='guest-stats-polling-interval', value=1)
@@ -98,13 +97,13 @@ class VirtioBalloonOom(BalloonGuestTest):
                  if value == UNSET_STATS_VALUE]
         self.assertNotIn('stat-major-faults', unset)
 
-        # and goes on doing so
+        # and continues to send them
         first = stats['last-update']
         self.wait_for(lambda: self.host_property('guest-stats')['last-update']
                       >= first + 2, 'more statistics')
 
     def qemu_memory(self, file, field):
-        '''What the kernel tells of QEMU's memory, in bytes'''
+        '''QEMU's memory according to the kernel, in bytes'''
         with open(f'/proc/{self.vm.get_pid()}/{file}',
                   encoding='ascii') as lines:
             for line in lines:
@@ -121,7 +120,9 @@ class VirtioBalloonOom(BalloonGuestTest):
         return self.qemu_memory('status', 'VmHWM:')
 
     def test_inflate_gives_memory_back(self):
-        '''What the guest has used returns to the host with the balloon.'''
+        '''
+        Memory that the guest has used returns to the host when it is inflated.
+        '''
         self.launch()
         self.assertEqual(self.use_memory(), 0)
         used = self.rss()
@@ -131,12 +132,12 @@ class VirtioBalloonOom(BalloonGuestTest):
                       'QEMU to become smaller')
 
     def test_free_page_reporting(self):
-        '''Memory that the guest does not use any more is discarded.'''
+        '''Memory that the guest does not use anymore is discarded.'''
         self.launch(',free-page-reporting=on')
         self.assertEqual(self.guest_features()[5], '1')
         self.assertEqual(self.use_memory(), 0)
-        # Not what it is now: on a busy host, the guest may have reported
-        # already.
+        # Not the current memory: on a busy host, the guest may already have
+        # reported pages.
         used = self.peak()
         self.assertGreater(used, self.HOG)
         self.wait_for(lambda: self.rss() < used - 150 * MIB,
@@ -145,8 +146,8 @@ class VirtioBalloonOom(BalloonGuestTest):
 
 class VirtioBalloonAlarms(BalloonLinuxTest):
     '''
-    The counters that tell of guests which run out of memory only do so for
-    those.
+    The counters for guests that run out of memory do not change in other
+    cases.
     '''
 
     TARGET = 256 * MIB
@@ -177,8 +178,8 @@ class VirtioBalloonAlarms(BalloonLinuxTest):
                       ' mount -t tmpfs -o size=256m none /tmp/files')
 
         def moved():
-            # Free pages are at high addresses when a file is gone that was
-            # there before the balloon.
+            # After a file is removed that was older than the balloon, free
+            # pages are at high addresses.
             self.set_balloon(self.RAM)
             self.guest_ok('dd if=/dev/zero of=/tmp/files/a bs=1M count=160')
             self.set_balloon(self.TARGET)
@@ -219,12 +220,12 @@ class VirtioBalloonAlarms(BalloonLinuxTest):
         self.prepare_guest()
 
     def resize(self):
-        '''The host wants other sizes.'''
+        '''The host sets other sizes.'''
         for target in [384, 320, 448, 256]:
             self.set_balloon(target * MIB)
 
     def check_alarms(self, feature):
-        '''Do all that is no reason for an alarm.'''
+        '''Do everything that must not change the counters.'''
         if os.getenv('BALLOON_DEVICE') == 'c':
             self.skipTest('the implementation in C does not count')
         self.launch(f',deflate-on-oom={feature},oom-hold-time=60')
@@ -236,7 +237,8 @@ class VirtioBalloonAlarms(BalloonLinuxTest):
                 event()
                 self.wait_target()
                 self.check_quiet()
-                # The host asks for that, whatever was before.
+                # Here the host asks for a smaller balloon, so nothing counts
+                # as unasked.
                 self.set_balloon(self.TARGET + 64 * MIB)
                 self.check_quiet()
                 self.set_balloon(self.TARGET)
@@ -244,7 +246,7 @@ class VirtioBalloonAlarms(BalloonLinuxTest):
     def test_no_alarms(self):
         '''With the feature'''
         self.check_alarms('on')
-        # The real thing: each page that the guest lacks
+        # Now the guest runs out of memory: each page that it deflates counts
         self.assertEqual(self.use_memory(), 0)
         self.wait_for(lambda: self.actual() > self.TARGET, 'deflation')
         self.guest_sleep(2)
@@ -269,7 +271,7 @@ class VirtioBalloonPolicies(BalloonPolicyTest):
         self.assertEqual(result['pages'], 0)
         self.assertEqual(result['actual'], self.TARGET)
         self.vm.shutdown()
-        # The next one has other options.
+        # The next guest has other options.
         self._vms.clear()
 
         result = self.out_of_memory(policy, 'on')

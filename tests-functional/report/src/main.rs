@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! Tables and a chart of what `guest_policies.py` has measured
+//! Makes tables and a chart of the results of `guest_policies.py`
 
 use std::{fs, path::PathBuf};
 
@@ -20,8 +20,8 @@ struct Cli {
 
 const POLICIES: [&str; 3] = ["oom-notifier-2014", "shrinker-2018", "oom-notifier-2020"];
 
-/// What the report that led to the last policy says of the first and of this
-/// one; nobody has published such figures for the driver of 2014
+/// The published figures for each policy. They are from the report that led to
+/// the last policy, which does not have figures for the driver of 2014.
 const PUBLISHED: [&str; 3] = [
     "not published",
     "published: 542 s, no progress for 315 s",
@@ -65,7 +65,7 @@ const LOOP: &[Column] = &[
     ("events/s", "/events per second", 1.0),
 ];
 
-/// The field of each of the runs, if they have it
+/// The values of a field in the runs that have it
 fn values(runs: &[&Value], pointer: &str, factor: f64) -> Vec<f64> {
     let mut list: Vec<_> = runs
         .iter()
@@ -75,8 +75,8 @@ fn values(runs: &[&Value], pointer: &str, factor: f64) -> Vec<f64> {
     list
 }
 
-/// The median of sorted values, and the smallest and the largest; and how many
-/// there are if they are fewer than the runs
+/// The median, the smallest and the largest of sorted values, and the number of
+/// values if it is less than the number of runs
 fn cell(values: &[f64], runs: usize) -> String {
     let number = |value: f64| {
         let digits = usize::from(value.fract() != 0.0 && value.abs() < 100.0);
@@ -97,7 +97,7 @@ fn cell(values: &[f64], runs: usize) -> String {
     text
 }
 
-/// The runs of a scenario with a policy, and with or without the feature
+/// The runs of a scenario with a policy, with or without the feature
 fn select<'a>(runs: &'a [Value], keys: &[(&str, &str)]) -> Vec<&'a Value> {
     runs.iter()
         .filter(|run| keys.iter().all(|(key, value)| run[key] == *value))
