@@ -2,7 +2,7 @@
  * A program that uses memory, for guests with most of their memory in the
  * balloon
  *
- *   memory touch MIB    writes once to each page of MIB MiB of memory, prints how
+ *   memory touch MIB    writes once to each page of MIB MiB, and prints how
  *                       long that took, and how long the slowest write took
  *   memory hold MIB CHURN
  *                       keeps MIB MiB of memory, and allocates and frees CHURN

@@ -228,7 +228,7 @@ static void assert_hold_ends(Balloon *b, int seconds, uint32_t held,
     assert_shown(b, held, true);
     qtest_clock_step(b->qts, 2 * 1000 * 1000);
     assert_shown(b, target, false);
-    /* The driver is told. */
+    /* The driver gets a configuration change interrupt. */
     qvirtio_wait_config_isr(b->dev, TIMEOUT_US);
 }
 

@@ -112,7 +112,7 @@ impl GuestMemory {
         self.counters.set(counters);
     }
 
-    /// Access what is known of the size of the balloon.
+    /// Access the count of pages in the balloon.
     pub fn with_deflation<R>(&self, f: impl FnOnce(&mut Deflation) -> R) -> R {
         let mut deflation = self.deflation.get();
         let result = f(&mut deflation);

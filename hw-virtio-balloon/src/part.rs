@@ -2,9 +2,9 @@
 
 //! What the parts of the device have in common
 //!
-//! Imports go one way: the device imports its parts, and these import guest
-//! memory.  A part does not import the device; all that it can access of the
-//! device is in a [`Context`].
+//! Imports go in one direction: the device imports its parts, and these import
+//! guest memory.  A part does not import the device; all that it can access of
+//! the device is in a [`Context`].
 //!
 //! # Examples
 //!

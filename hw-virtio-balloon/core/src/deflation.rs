@@ -23,7 +23,8 @@
 /// the device, in milliseconds
 const RESET_TIME: u64 = 1000;
 
-/// What is known of the size of the balloon; sizes are in balloon pages
+/// The state from which unasked deflation is recognized; sizes are in balloon
+/// pages
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Deflation {
     /// Pages in the balloon, as counted from what was inflated and deflated
@@ -213,7 +214,7 @@ mod tests {
         }
         driver.deflate(1);
         assert_eq!(driver.unasked(), 1);
-        // The size is written while a page is there twice.
+        // The driver writes the size while a page is counted twice.
         driver.deflation.inflated(1);
         driver.inflate(10);
         driver.deflation.deflated(1);
@@ -242,7 +243,8 @@ mod tests {
         assert_eq!(driver.unasked(), 100);
     }
 
-    /// The balloon has become empty, and the driver goes on, or does nothing.
+    /// The balloon becomes empty without a reset: the driver continues to use
+    /// the balloon, or does nothing.
     #[test]
     fn emptied() {
         let mut driver = Driver::new(1000, 800);

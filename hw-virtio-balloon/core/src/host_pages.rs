@@ -55,7 +55,7 @@ enum Parts {
     All,
 }
 
-/// What is known of the [first](HostPages::first) host page
+/// What is remembered of the [first](HostPages::first) host page
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct First {
     /// Offset in the block, in bytes
@@ -171,7 +171,7 @@ impl HostPages {
         self.discarded
     }
 
-    /// Whether nothing is known of any host page
+    /// Whether nothing is remembered of any host page
     pub fn is_empty(&self) -> bool {
         self.pages.is_empty()
     }
@@ -283,7 +283,7 @@ impl HostPages {
         }
     }
 
-    /// The first host page of which anything is known
+    /// The first host page of which anything is remembered
     pub fn first(&self) -> Option<First> {
         let size = self.host_page_size();
         self.pages.first_key_value().map(|(index, page)| First {

@@ -119,8 +119,8 @@ unsafe extern "C" fn rust_bh_cb(opaque: *mut c_void) {
 ///
 /// # Safety
 ///
-/// The BQL must be taken, and the result not be used any more after code was
-/// run that could unplug the device.
+/// The BQL must be taken, and the result must not be used anymore after code
+/// was run that could unplug the device.
 unsafe fn guard(vdev: &VirtIODevice) -> Option<NonNull<MemReentrancyGuard>> {
     // SAFETY: a transport that is removed unplugs the devices on its bus, which
     // clears their pointers to the bus.  Therefore the bus and the transport
