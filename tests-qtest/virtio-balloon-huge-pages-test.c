@@ -570,7 +570,7 @@ static void check_reset(const Transport *t, bool by_driver, bool enough)
         qtest_qmp_assert_success(b->qts, "{ 'execute': 'system_reset' }");
         qtest_qmp_eventwait(b->qts, "RESET");
     }
-    /* This takes more than one turn, so the VM is stopped. */
+    /* The VM is stopped: more than one turn is needed, or the pool is empty. */
     qtest_qmp_eventwait(b->qts, "STOP");
     if (!enough) {
         for (int i = 1; i < 4; i++) {

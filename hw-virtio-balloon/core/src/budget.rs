@@ -82,9 +82,11 @@ impl Budget {
 
     /// A range of memory is about to be discarded or populated.
     ///
-    /// Private anonymous memory and huge pages are `cheap`: the host needs at
-    /// most half as long for each range, and at most a third as long for each
-    /// byte.
+    /// Private anonymous memory and huge pages are `cheap`: the host needs less
+    /// than half as long for each range or byte.  The charge for bytes is even
+    /// lower, because fewer and larger calls are faster; a turn that discards
+    /// 64 MiB of private memory in small pages takes up to twice as long as
+    /// one that discards 16 MiB of shared memory (docs/performance.md).
     pub fn charge_range(&mut self, bytes: u64, cheap: bool) {
         let (ranges, bytes) = if cheap { (1, bytes / 4) } else { (2, bytes) };
         self.ranges = self.ranges.saturating_sub(ranges);
