@@ -19,7 +19,7 @@ use crate::spec::BALLOON_PAGE_SIZE;
 
 const WORD_BITS: u64 = u64::BITS as u64;
 
-/// The host pages of one RAMBlock of which a part is in the balloon, or that
+/// The host pages of one `RAMBlock` of which a part is in the balloon, or that
 /// were discarded.  Nothing is stored for other host pages.
 #[derive(Debug)]
 pub struct HostPages {
@@ -139,7 +139,7 @@ impl Parts {
 }
 
 impl HostPages {
-    /// For a RAMBlock that consists of host pages of `host_page_size` bytes
+    /// For a `RAMBlock` that consists of host pages of `host_page_size` bytes
     ///
     /// Returns `None` if that size is not a power of two, is not larger than a
     /// balloon page, or is larger than any real host page.

@@ -29,7 +29,7 @@ impl Run {
 #[derive(Debug, Default)]
 pub struct Runs {
     runs: Vec<Run>,
-    /// A buffer for radix_sort(), kept to avoid allocations
+    /// A buffer for `radix_sort()`, kept to avoid allocations
     scratch: Vec<Run>,
     pfns: usize,
 }
