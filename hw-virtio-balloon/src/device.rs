@@ -273,7 +273,7 @@ impl VirtIOBalloon {
     /// The bottom half has been scheduled: continue what did not fit into
     /// earlier turns.
     fn resume(&self) {
-        self.repopulation.run(&self.context());
+        self.repopulation.resume(&self.context());
         if self.vm_running() {
             self.deflate_first();
             self.handle(Event::MainLoop);

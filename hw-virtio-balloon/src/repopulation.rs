@@ -33,6 +33,15 @@ enum State {
 }
 
 impl Repopulation {
+    /// An iteration of the main loop: continue what has stopped the VM.
+    pub fn resume(&self, cx: &Context<'_>) {
+        // The bottom half also runs for others, and without memory it is up to
+        // the user to continue.
+        if self.state.get() == State::Stopped {
+            self.run(cx);
+        }
+    }
+
     /// Populate as much as the budget allows.  Called when the device is reset
     /// while the VM is running, when the VM is started, and when the next turn
     /// is due.
