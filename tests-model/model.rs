@@ -371,8 +371,9 @@ where
         Self::now(w).turn(event);
         w.depth.set(w.depth.get() - 1);
         if outermost {
-            let idle = event == Event::Notified || w.used.get() == (0, 0, 0, 0);
-            assert!(w.running.get() || idle, "works although the VM is stopped");
+            let may_work = w.running.get() || matches!(event, Event::Notified | Event::Stopped);
+            let idle = w.used.get() == (0, 0, 0, 0);
+            assert!(may_work || idle, "works although the VM is stopped");
             self.check_turn();
             self.check_pause();
         }
@@ -466,11 +467,7 @@ where
             w.since_turn.set(None);
             // Elements that waited for memory are put back.
             w.delay.set(0);
-            w.used.set((0, 0, 0, 0));
-            w.depth.set(w.depth.get() + 1);
-            Self::now(w).turn(Event::Stopped);
-            w.depth.set(w.depth.get() - 1);
-            self.check_turn();
+            self.handle(Event::Stopped);
         }
     }
 

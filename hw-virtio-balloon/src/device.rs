@@ -259,14 +259,9 @@ impl VirtIOBalloon {
 
     /// The driver has notified a queue.
     fn handle_output(&self, vq: VirtQueue<'_>) {
-        let index = Some(vq.index());
-        if index == self.inflate.queue().get() {
-            self.deflate_first();
-        }
-        for part in self.parts() {
-            if index == part.queue().get() {
-                part.handle(&self.context(), Event::Notified);
-            }
+        if let Some(part) = self.part_of(vq.index().into()) {
+            self.deflate_before(part);
+            part.handle(&self.context(), Event::Notified);
         }
     }
 
@@ -275,18 +270,28 @@ impl VirtIOBalloon {
     fn resume(&self) {
         self.repopulation.resume(&self.context());
         if self.vm_running() {
-            self.deflate_first();
-            self.handle(Event::MainLoop);
+            for part in self.parts() {
+                self.deflate_before(part);
+                part.handle(&self.context(), Event::MainLoop);
+            }
         }
+    }
+
+    /// The part that works on a queue
+    fn part_of(&self, queue: u32) -> Option<&dyn Part> {
+        self.parts()
+            .into_iter()
+            .find(|part| part.queue().get().map(u32::from) == Some(queue))
     }
 
     /// Handle the deflate queue before the inflate queue, because a page that
     /// is in both of them has to leave the balloon before it goes into it.  C
     /// only handles the queue that was notified, so this is only done if parts
     /// of host pages are remembered for longer than one element.
-    fn deflate_first(&self) {
+    fn deflate_before(&self, part: &dyn Part) {
         let cx = self.context();
-        if cx.completes_host_pages() {
+        let is_inflate = part.queue().get() == self.inflate.queue().get();
+        if is_inflate && cx.completes_host_pages() {
             self.deflate.handle(&cx, Event::Notified);
         }
     }
@@ -324,10 +329,8 @@ impl VirtIOBalloon {
 
     /// The driver resets a single queue.
     fn queue_reset(&self, queue: u32) {
-        for part in self.parts() {
-            if part.queue().get().map(u32::from) == Some(queue) {
-                part.drop_elements();
-            }
+        if let Some(part) = self.part_of(queue) {
+            part.drop_elements();
         }
     }
 

@@ -413,17 +413,22 @@ impl<'a> DiscardBatch<'a> {
                 };
                 if pages <= 1 {
                     push(first, len);
-                } else if let Remember::Element { pfns } = self.remember {
-                    warn_report_once!(
-                        "Balloon used with backing page size > 4kiB, this may not be reliable"
-                    );
-                    // An element with fewer PFNs cannot contain a whole host
-                    // page.
-                    if pfns as u64 >= pages {
+                } else {
+                    let can_complete = match self.remember {
+                        Remember::Always => true,
+                        Remember::Element { pfns } => {
+                            warn_report_once!(
+                                "Balloon used with backing page size > 4kiB, this may not be \
+                                 reliable"
+                            );
+                            // An element with fewer PFNs cannot contain a whole
+                            // host page.
+                            pfns as u64 >= pages
+                        }
+                    };
+                    if can_complete {
                         self.memory.insert(&block, first, len, start, push);
                     }
-                } else {
-                    self.memory.insert(&block, first, len, start, push);
                 }
             }
             Direction::Deflate => {

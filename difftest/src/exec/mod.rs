@@ -17,7 +17,7 @@ use qtest_client::{
 
 use self::{
     observe::{explain, Observed},
-    tolerate::{may_break_pages, may_discard},
+    tolerate::may_discard,
 };
 use crate::{
     differences::Difference,
@@ -151,11 +151,6 @@ impl Lockstep {
         self.last.status & 0x40 != 0
     }
 
-    /// How many descriptors the ring of a queue has
-    fn ring_size(&self, q: u32) -> u32 {
-        self.driver[0].queues[q as usize].ring.size
-    }
-
     /// Whether the VM runs
     pub fn running(&self) -> bool {
         self.driver[0].running
@@ -211,7 +206,7 @@ impl Lockstep {
             && !self.hint_blocked
             && !self.kicks_hints(op)
             && !self.bad_pages
-            && !may_break_pages(op, |q| self.ring_size(q))
+            && !self.may_break_pages(op)
     }
 
     fn step(&mut self, ops: &[Op], effects: &mut Effects) -> Result<Option<(usize, Vec<String>)>> {
@@ -276,7 +271,7 @@ impl Lockstep {
             if matches!(op, Op::Init { .. } | Op::SystemReset) {
                 self.bad_pages = false;
             }
-            self.bad_pages |= may_break_pages(op, |q| self.ring_size(q));
+            self.bad_pages |= self.may_break_pages(op);
             self.tolerate_unreturned(&mut obs, effects)?;
             let mut different = self.compare(&obs);
             let late = !different.is_empty() && self.catch_up(&mut obs, effects)?;

@@ -17,26 +17,6 @@ use crate::{
     op::{Mode, Op, Seg},
 };
 
-/// Whether an element for inflating or deflating, or what is left of older ones
-/// where its ring is now, may break the device
-pub(super) fn may_break_pages(op: &Op, size: impl Fn(u32) -> u32) -> bool {
-    let good = |seg: &Seg| matches!(seg, Seg::Data(data) if !data.is_empty());
-    match op {
-        Op::Elem { q, mode, segs, .. } => {
-            // A chain can go on through descriptors of elements before it, which
-            // look different when they were returned.
-            let overlaps = || 2 * segs.len() as u32 > size(*q);
-            *q < 2
-                && (Mode::BAD.contains(mode)
-                    || segs.is_empty()
-                    || !segs.iter().all(good)
-                    || overlaps())
-        }
-        Op::QueueAt { q, .. } => *q < 2,
-        _ => false,
-    }
-}
-
 /// Whether to look at the window; what else discards pages is noticed by
 /// [`Op::Check`].
 pub(super) fn may_discard(op: &Op) -> bool {
@@ -48,6 +28,26 @@ pub(super) fn may_discard(op: &Op) -> bool {
 }
 
 impl Lockstep {
+    /// Whether an element for inflating or deflating, or what is left of older ones
+    /// where its ring is now, may break the device
+    pub(super) fn may_break_pages(&self, op: &Op) -> bool {
+        let good = |seg: &Seg| matches!(seg, Seg::Data(data) if !data.is_empty());
+        match op {
+            Op::Elem { q, mode, segs, .. } => {
+                // A chain can go on through descriptors of elements before it, which
+                // look different when they were returned.
+                let size = self.driver[0].queues[*q as usize].ring.size;
+                *q < 2
+                    && (Mode::BAD.contains(mode)
+                        || segs.is_empty()
+                        || !segs.iter().all(good)
+                        || 2 * segs.len() as u32 > size)
+            }
+            Op::QueueAt { q, .. } => *q < 2,
+            _ => false,
+        }
+    }
+
     /// Whether the I/O thread gets something to do
     pub(super) fn kicks_hints(&self, op: &Op) -> bool {
         match op {

@@ -235,26 +235,27 @@ pub trait Port: Sized {
     fn end(&self, work: Self::Work, more: bool, blocked: bool) {
         let (current, running) = (self.is_current(), self.vm_running());
         let blocked = blocked && current && running;
-        let (delay, stale) = self.engine(|engine| {
+        let (next, delay, stale) = self.engine(|engine| {
             let more = engine.take_again() || (current && more);
-            engine.state = match (more, running) {
+            let next = match (more, running) {
                 (false, _) => State::Idle,
                 (true, false) => State::Pending,
                 (true, true) if blocked => State::Blocked,
                 (true, true) => State::Scheduled { pause: PAUSE },
             };
+            engine.state = next;
             let stale = if current {
                 engine.work = work;
                 None
             } else {
                 Some(work)
             };
-            (engine.backoff(blocked), stale)
+            (next, engine.backoff(blocked), stale)
         });
         // Dropping an element calls into QEMU, so the engine must not be
         // borrowed.
         drop(stale);
-        match self.engine(|engine| engine.state) {
+        match next {
             State::Scheduled { .. } => self.schedule(),
             State::Blocked => self.schedule_after(delay),
             State::Idle | State::Pending | State::Active { .. } => {}
