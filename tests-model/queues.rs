@@ -110,7 +110,7 @@ impl PagePort for Pages {
         let mut runs = Vec::new();
         while let Some(run) = pieces.next(budget) {
             assert!(run.first <= run.last);
-            self.0.charge(0, 0, 2, run.pages() * PAGE);
+            self.0.charge(0, 0, 1, run.pages() * PAGE);
             budget.charge_range(run.pages() * PAGE, false);
             runs.push(run);
         }
@@ -192,7 +192,7 @@ impl ReportPort for Reports {
 
     fn range(&self, elem: &Element, buffer: usize) -> Option<ReportedRange> {
         let page_size = self.0.page_size * PAGE;
-        self.0.charge(0, 0, 2, 0);
+        self.0.charge(0, 0, 1, 0);
         elem.request.buffers[buffer].map(|pages| ReportedRange {
             len: pages * page_size,
             page_size,
@@ -200,9 +200,10 @@ impl ReportPort for Reports {
         })
     }
 
-    fn discard(&self, elem: &Element, pieces: &[Piece]) {
+    fn discard(&self, elements: &[Element], pieces: &[Piece]) {
         self.0.tick();
         for piece in pieces {
+            let elem = &elements[piece.element];
             assert_eq!(
                 (piece.offset | piece.len) % (self.0.page_size * PAGE),
                 0,

@@ -121,14 +121,6 @@ static void cause_discard(void)
     inflate_and_deflate("", 1);
 }
 
-static void cause_willneed(void)
-{
-    g_autofree char *options = g_strdup_printf(MEMFD_OPTIONS, "");
-
-    fail_madvise(MADV_WILLNEED, EIO);
-    inflate_and_deflate(options, 1);
-}
-
 static void cause_populate(void)
 {
     g_autofree char *options =
@@ -183,9 +175,6 @@ static const Message messages[] = {
     { "discard", cause_discard,
       "warning: Couldn't discard memory of the balloon: Failed to discard range"
       " pc.ram:200000 +1000 (-22)\n" },
-    { "willneed", cause_willneed,
-      "warning: Couldn't MADV_WILLNEED on balloon deflate:"
-      " Input/output error\n" },
     { "populate", cause_populate,
       "warning: virtio-balloon: cannot allocate huge pages before the guest"
       " uses them, which needs Linux 5.14\n", .huge_pages = true },

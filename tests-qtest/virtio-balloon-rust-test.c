@@ -94,6 +94,33 @@ static void test_runs(const void *data)
 }
 
 /*
+ * Reports in elements of their own are discarded together, too.  A report that
+ * is not a whole page does not keep the others from being discarded.
+ */
+static void test_reports(const void *data)
+{
+    enum { N = 32 };
+    Balloon *b = balloon_start(data, ",free-page-reporting=on");
+    uint64_t mem = alloc_pages(b, 2 * N);
+    uint64_t calls = get_counter(b, "discard-calls");
+    uint64_t ranges = get_counter(b, "discard-ranges");
+    uint32_t heads[N];
+
+    for (int i = 0; i < N; i++) {
+        Buffer page = { mem + 2 * i * PAGE, i == 5 ? PAGE / 2 : PAGE, true };
+
+        heads[i] = add_element(b, b->reporting_vq, &page, 1);
+    }
+    send_batch(b, b->reporting_vq, heads, N);
+    g_assert_cmpint(get_counter(b, "discard-calls"), ==, calls + 1);
+    g_assert_cmpint(get_counter(b, "discard-ranges"), ==, ranges + N - 1);
+    for (int i = 0; i < 2 * N; i++) {
+        assert_pages(b, mem + i * PAGE, i % 2 || i == 10 ? "P" : "0");
+    }
+    balloon_quit(b);
+}
+
+/*
  * Elements that take a long time
  */
 
@@ -203,33 +230,6 @@ static void test_bounded(const void *data)
 }
 
 /*
- * When pages leave the balloon, the host reads ahead what the file has for
- * them, which takes time for each page.  If the VM is stopped, the device does
- * what it can do in two turns, and puts the rest back.
- */
-static void test_bounded_advice(const void *data)
-{
-    enum { PAGES = 16384 };
-    Balloon *b = balloon_start(data, " -machine memory-backend=mem"
-                               " -object memory-backend-memfd,id=mem,"
-                               "size=128M,share=on");
-    g_autofree uint32_t *pfns = g_new(uint32_t, PAGES);
-    uint64_t addr;
-    uint32_t head;
-
-    for (int i = 0; i < PAGES; i++) {
-        pfns[i] = cpu_to_le32(pfn(64 * MiB) + i);
-    }
-    addr = put(b, pfns, PAGES * sizeof(*pfns));
-    stop_vm(b);
-    head = submit(b, DVQ, addr, PAGES * sizeof(*pfns), false);
-    assert_not_used(b, DVQ);
-    continue_vm(b);
-    wait_used(b, DVQ, head);
-    balloon_quit(b);
-}
-
-/*
  * The command ID stays in the configuration space until the round ends, so that
  * a driver that reads it again, for any reason, does not end the round.
  */
@@ -298,7 +298,7 @@ static const TransportTest tests[] = {
     { "counters", test_counters },
     { "excess", test_excess },
     { "runs", test_runs },
-    { "bounded-advice", test_bounded_advice },
+    { "reports", test_reports },
     { "bounded", test_bounded },
     { "hinting/cmd-id", test_hinting_cmd_id },
     { "hinting/reset-in-flight", test_hinting_reset },

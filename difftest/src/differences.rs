@@ -100,7 +100,8 @@ pub const NAMED_DIFFERENCES: &[NamedDifference] = &[
         "error-in-batch",
         Treatment::Tolerated,
         "if both are broken, bit 0 of the ISR is acknowledged, and the used rings of the queues for \
-         inflating and deflating are made the same; there is only one element at a time in the queue for hints",
+         inflating, deflating and reports are made the same; there is only one element at a time in \
+         the queue for hints",
     ),
     row(
         Difference::ExcessPages,

@@ -287,10 +287,8 @@ pub struct DiscardBatch<'a> {
     remember: Remember,
     /// The section with the ranges; holds a reference to the block
     section: Option<MemoryRegionSection>,
-    /// Ranges to discard, or to advise the host on
+    /// Ranges to discard or to populate
     ranges: Vec<RAMBlockRange>,
-    /// Ranges to populate
-    lost: Vec<RAMBlockRange>,
     /// The host did not have enough memory for some of the ranges to populate.
     failed: bool,
 }
@@ -309,7 +307,6 @@ impl<'a> DiscardBatch<'a> {
             remember,
             section: None,
             ranges: Vec::new(),
-            lost: Vec::new(),
             failed: false,
         }
     }
@@ -323,12 +320,14 @@ impl<'a> DiscardBatch<'a> {
         let mut tally = Tally::default();
 
         while gpa < end {
-            let Some(section) = MemoryRegionSection::find(gpa, end - gpa) else {
+            self.find_section(gpa);
+            let Some(section) = &self.section else {
                 tally += Self::skip(gpa, end);
                 break;
             };
             // Only pages that are completely in the section
-            let first = section.address().next_multiple_of(BALLOON_PAGE_SIZE);
+            let start = section.address().clamp(gpa, end);
+            let first = start.next_multiple_of(BALLOON_PAGE_SIZE);
             let section_end = section.address().saturating_add(section.size()).min(end);
             let last = section_end - section_end % BALLOON_PAGE_SIZE;
             let next = section_end.next_multiple_of(BALLOON_PAGE_SIZE);
@@ -336,7 +335,7 @@ impl<'a> DiscardBatch<'a> {
             let region = section.region();
             if region.is_ram() && !region.is_rom() && !region.is_romd() && first < last {
                 tally += Self::skip(gpa, first);
-                tally += self.add_ram(section, first, last, budget);
+                tally += self.add_ram(first, last, budget);
                 tally += Self::skip(last, next);
             } else {
                 tally += Self::skip(gpa, next);
@@ -344,6 +343,26 @@ impl<'a> DiscardBatch<'a> {
             gpa = next.max(gpa + BALLOON_PAGE_SIZE);
         }
         tally
+    }
+
+    /// Find the section at a guest-physical address in bytes, or the next one
+    /// after it.  The ranges that were collected before are discarded or
+    /// populated if they are in another block.
+    fn find_section(&mut self, gpa: u64) {
+        let is_in = |s: &MemoryRegionSection| gpa >= s.address() && gpa - s.address() < s.size();
+        if self.section.as_ref().is_some_and(is_in) {
+            return;
+        }
+        let block = |section: &Option<MemoryRegionSection>| {
+            let block = section.as_ref().and_then(MemoryRegionSection::ram_block);
+            block.map(|(block, _)| block.id())
+        };
+        // Up to the end of the region, as the next range is probably there, too
+        let section = MemoryRegionSection::find(gpa, u64::MAX - gpa);
+        if block(&self.section) != block(&section) {
+            self.flush();
+        }
+        self.section = section;
     }
 
     /// Guest-physical addresses, in bytes, at which there is no RAM
@@ -367,43 +386,32 @@ impl<'a> DiscardBatch<'a> {
         }
     }
 
-    /// Guest-physical addresses, in bytes, of pages of RAM
-    fn add_ram(
-        &mut self,
-        section: MemoryRegionSection,
-        start: u64,
-        end: u64,
-        budget: &mut Budget,
-    ) -> Tally {
+    /// Guest-physical addresses, in bytes, of pages of RAM that are in the
+    /// section
+    fn add_ram(&mut self, start: u64, end: u64, budget: &mut Budget) -> Tally {
+        let len = end - start;
+        let tally = Tally {
+            ram: len / BALLOON_PAGE_SIZE,
+            bad: 0,
+        };
+        let Some(section) = &self.section else {
+            return tally;
+        };
         if trace_virtio_balloon_handle_output_enabled() {
             let name = section.region().name();
             for gpa in (start..end).step_by(BALLOON_PAGE_SIZE as usize) {
                 trace_virtio_balloon_handle_output(name, gpa);
             }
         }
-        let len = end - start;
-        let tally = Tally {
-            ram: len / BALLOON_PAGE_SIZE,
-            bad: 0,
-        };
-
-        let id = section.ram_block().map(|(block, _)| block.id());
-        let current = self
-            .section
-            .as_ref()
-            .and_then(MemoryRegionSection::ram_block);
-        if current.map(|(block, _)| block.id()) != id {
-            self.flush();
-        }
         let Some((block, section_offset)) = section.ram_block() else {
             return tally;
         };
         let first = section_offset + (start - section.address());
-        let cheap = is_cheap_to_discard(&block);
         let ranges = &mut self.ranges;
 
         match self.direction {
             Direction::Inflate => {
+                let cheap = is_cheap_to_discard(&block);
                 let discarded = self.remember == Remember::Always && !self.inhibited;
                 let pages = block.page_size() / BALLOON_PAGE_SIZE;
                 let mut push = |offset, length| {
@@ -431,25 +439,15 @@ impl<'a> DiscardBatch<'a> {
                     }
                 }
             }
-            Direction::Deflate => {
-                let lost = &mut self.lost;
-                self.memory.with_host_pages(block.id(), |known| {
-                    known.remove(first, len, |offset, length| {
-                        lost.push(RAMBlockRange { offset, length });
-                        budget.charge_range(length, false);
-                    });
+            // What was discarded is a hole, in which the host has nothing to read
+            // ahead.  So unlike C, do not advise it of MADV_WILLNEED.
+            Direction::Deflate => self.memory.with_host_pages(block.id(), |known| {
+                known.remove(first, len, |offset, length| {
+                    ranges.push(RAMBlockRange { offset, length });
+                    budget.charge_range(length, false);
                 });
-                // The host can only read memory ahead if a file backs it.
-                if !block.is_private_anonymous() {
-                    ranges.push(RAMBlockRange {
-                        offset: first,
-                        length: len,
-                    });
-                    budget.charge_advice(len);
-                }
-            }
+            }),
         }
-        self.section = Some(section);
         tally
     }
 
@@ -457,29 +455,25 @@ impl<'a> DiscardBatch<'a> {
     /// have enough memory for all of it at the moment.
     pub fn flush(&mut self) -> bool {
         let section = self.section.take();
+        let ranges = std::mem::take(&mut self.ranges);
         if let Some((block, _)) = section.as_ref().and_then(MemoryRegionSection::ram_block) {
-            self.populate(&block);
-            if !self.inhibited && !self.ranges.is_empty() {
+            // While discarding is inhibited, all memory that leaves the balloon is
+            // populated: pinning it has populated it, and so has the preparation of
+            // a background snapshot.  During a snapshot the memory is
+            // write-protected, and populating it would wait for the snapshot.
+            if !self.inhibited && !ranges.is_empty() {
                 match self.direction {
-                    Direction::Inflate => self.memory.discard(&block, &self.ranges),
-                    Direction::Deflate => self.advise(&block),
+                    Direction::Inflate => self.memory.discard(&block, &ranges),
+                    Direction::Deflate => self.populate(&block, &ranges),
                 }
             }
         }
-        self.ranges.clear();
-        self.lost.clear();
         !self.failed
     }
 
-    fn populate(&mut self, block: &RamBlock<'_>) {
-        // All of the memory is populated then: pinning it has populated it, and
-        // so has the preparation of a background snapshot.  During a snapshot
-        // the memory is write-protected, and populating it would wait for the
-        // snapshot.
-        if self.inhibited {
-            return;
-        }
-        for range in &self.lost {
+    #[doc(alias = "balloon_deflate_page")]
+    fn populate(&mut self, block: &RamBlock<'_>, ranges: &[RAMBlockRange]) {
+        for range in ranges {
             if !self.memory.populate(block, range) {
                 self.failed = true;
                 return;
@@ -487,20 +481,6 @@ impl<'a> DiscardBatch<'a> {
             self.memory.with_host_pages(block.id(), |known| {
                 known.populated(range.offset, range.length);
             });
-        }
-    }
-
-    #[doc(alias = "balloon_deflate_page")]
-    fn advise(&self, block: &RamBlock<'_>) {
-        for range in &self.ranges {
-            // advise_willneed() extends the range to whole host pages, because
-            // the host cannot do anything smaller.
-            if let Err(err) = block.advise_willneed(range.offset, range.length) {
-                warn_report_once!(
-                    "Couldn't MADV_WILLNEED on balloon deflate: {}",
-                    describe(&err)
-                );
-            }
         }
     }
 }

@@ -74,13 +74,14 @@ impl ReportPort for PartPort<'_, Reporting, InFlight> {
         })
     }
 
-    fn discard(&self, elem: &VirtQueueElement, pieces: &[Piece]) {
+    fn discard(&self, elements: &[VirtQueueElement], pieces: &[Piece]) {
         let memory = self.cx.memory;
         let mut current: Option<RamBlock<'_>> = None;
         let mut ranges = Vec::new();
 
         for piece in pieces {
-            let buf = elem.in_buffer(piece.buffer);
+            let elem = elements.get(piece.element);
+            let buf = elem.and_then(|elem| elem.in_buffer(piece.buffer));
             let Some((block, offset)) = buf.and_then(|buf| RamBlock::from_host(&buf.range)) else {
                 continue;
             };

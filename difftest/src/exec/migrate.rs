@@ -48,7 +48,7 @@ fn migrated(qemu: &mut Qemu) -> Result<Value> {
 impl Lockstep {
     /// Whether migration is not to be tried, because the VMs would differ
     fn must_not_migrate(&mut self, effects: &mut Effects) -> Result<bool> {
-        let must_not = self.hint_blocked || self.bad_pages && self.both_broken()?;
+        let must_not = self.hint_blocked || self.bad_batch && self.both_broken()?;
         if must_not {
             effects.name(Difference::ResumeAfterMigration);
         }
@@ -67,7 +67,7 @@ impl Lockstep {
             }],
         };
         let mut scripts = [Script::default(), Script::default()];
-        if !self.bad_pages {
+        if !self.bad_batch {
             for (driver, script) in self.driver.iter_mut().zip(&mut scripts) {
                 driver.compile(&op, script);
             }

@@ -55,8 +55,9 @@ pub struct Lockstep {
     pub offered: u64,
     /// Work for the hint queue may be left over from when the VM was stopped
     hint_blocked: bool,
-    /// There was something for inflating or deflating that may break the device
-    bad_pages: bool,
+    /// There was something for a queue whose elements are worked on together that
+    /// may break the device
+    bad_batch: bool,
     /// The VM has not run since it was migrated
     migrated: bool,
     /// The I/O thread was given something to do
@@ -139,7 +140,7 @@ impl Lockstep {
             hint_blocked: false,
             hints: false,
             io_threads,
-            bad_pages: false,
+            bad_batch: false,
             migrated: false,
             isr: [0; 2],
             last: Observed::default(),
@@ -205,8 +206,8 @@ impl Lockstep {
             && *op != Op::Check
             && !self.hint_blocked
             && !self.kicks_hints(op)
-            && !self.bad_pages
-            && !self.may_break_pages(op)
+            && !self.bad_batch
+            && !self.may_break_batch(op)
     }
 
     fn step(&mut self, ops: &[Op], effects: &mut Effects) -> Result<Option<(usize, Vec<String>)>> {
@@ -269,9 +270,9 @@ impl Lockstep {
 
             self.wait_for_hints(op, &mut obs, effects)?;
             if matches!(op, Op::Init { .. } | Op::SystemReset) {
-                self.bad_pages = false;
+                self.bad_batch = false;
             }
-            self.bad_pages |= self.may_break_pages(op);
+            self.bad_batch |= self.may_break_batch(op);
             self.tolerate_unreturned(&mut obs, effects)?;
             let mut different = self.compare(&obs);
             let late = !different.is_empty() && self.catch_up(&mut obs, effects)?;

@@ -74,9 +74,8 @@ impl Lockstep {
                 effects.name(Difference::ExcessPages);
             }
         }
-        if answers[0] != answers[1]
-            && matches!(answers[0]["return"]["queue-index"].as_u64(), Some(0 | 1))
-        {
+        let queue = answers[0]["return"]["queue-index"].as_u64();
+        if answers[0] != answers[1] && queue.is_some_and(|q| self.is_batched(q as u32)) {
             for answer in &mut answers {
                 answer["return"]["signalled-used"] = Value::Null;
                 answer["return"]["signalled-used-valid"] = Value::Null;
@@ -85,7 +84,7 @@ impl Lockstep {
                 effects.name(Difference::BatchNotification);
             }
         }
-        if answers[0] != answers[1] && self.bad_pages && self.both_broken()? {
+        if answers[0] != answers[1] && self.bad_batch && self.both_broken()? {
             for name in [
                 "used-idx",
                 "inuse",

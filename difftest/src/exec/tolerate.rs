@@ -28,22 +28,31 @@ pub(super) fn may_discard(op: &Op) -> bool {
 }
 
 impl Lockstep {
-    /// Whether an element for inflating or deflating, or what is left of older ones
-    /// where its ring is now, may break the device
-    pub(super) fn may_break_pages(&self, op: &Op) -> bool {
-        let good = |seg: &Seg| matches!(seg, Seg::Data(data) if !data.is_empty());
+    /// Whether the Rust device works on several elements of the queue together
+    pub(super) fn is_batched(&self, q: u32) -> bool {
+        q != 2 && self.hint_queue != Some(q as usize)
+    }
+
+    /// Whether an element of a queue whose elements are worked on together, or what
+    /// is left of older ones where its ring is now, may break the device
+    pub(super) fn may_break_batch(&self, op: &Op) -> bool {
+        let good = |q: u32, seg: &Seg| match seg {
+            Seg::Data(data) => !data.is_empty(),
+            Seg::In { len, .. } => q >= 2 && *len > 0,
+            Seg::Out { .. } => false,
+        };
         match op {
             Op::Elem { q, mode, segs, .. } => {
                 // A chain can go on through descriptors of elements before it, which
                 // look different when they were returned.
                 let size = self.driver[0].queues[*q as usize].ring.size;
-                *q < 2
+                self.is_batched(*q)
                     && (Mode::BAD.contains(mode)
                         || segs.is_empty()
-                        || !segs.iter().all(good)
+                        || !segs.iter().all(|seg| good(*q, seg))
                         || 2 * segs.len() as u32 > size)
             }
-            Op::QueueAt { q, .. } => *q < 2,
+            Op::QueueAt { q, .. } => self.is_batched(*q),
             _ => false,
         }
     }
@@ -213,9 +222,10 @@ impl Lockstep {
         obs: &mut [Observed; 2],
         effects: &mut Effects,
     ) -> Result<()> {
-        for q in 0..2 {
+        for q in 0..obs[0].used.len() {
             let [a, b] = [&obs[0].used[q], &obs[1].used[q]];
-            if !self.bad_pages || a == b || !self.both_broken()? {
+            let may_differ = self.bad_batch && self.is_batched(q as u32);
+            if !may_differ || a == b || !self.both_broken()? {
                 continue;
             }
             effects.name(Difference::ErrorInBatch);
@@ -231,7 +241,7 @@ impl Lockstep {
             obs[1].used[q] = obs[0].used[q].clone();
         }
         // The C device has looked whether to interrupt before it was broken.
-        if self.bad_pages && obs[0].isr ^ obs[1].isr == 1 && self.both_broken()? {
+        if self.bad_batch && obs[0].isr ^ obs[1].isr == 1 && self.both_broken()? {
             effects.name(Difference::ErrorInBatch);
             self.acknowledge(obs)?;
         }

@@ -111,7 +111,7 @@ impl Generator<'_> {
             _ => Mode::Direct,
         };
         // see Difference::ErrorInBatch and BounceBuffers
-        let mut foreign = q < 2 && !segs.iter().all(in_ram);
+        let mut foreign = self.is_batched(q) && !segs.iter().all(in_ram);
         if foreign {
             self.avoid(Difference::BounceBuffers);
             if self.unnotified[q as usize] {
@@ -313,7 +313,7 @@ impl Generator<'_> {
         }
         if self.rng.percent(30) {
             let seg = self.raw_segment();
-            let foreign = q < 2 && !in_ram(&seg);
+            let foreign = self.is_batched(q) && !in_ram(&seg);
             if hint {
                 self.avoid(Difference::HintMmio);
             } else if foreign && (mode == Mode::Jump || self.unnotified[q as usize]) {

@@ -124,6 +124,11 @@ impl<'a> Generator<'a> {
         self.cfg.free_page_hint.then_some(3)
     }
 
+    /// Whether the Rust device works on several elements of the queue together
+    fn is_batched(&self, q: u32) -> bool {
+        q < 2 || Some(q) == self.report_queue()
+    }
+
     fn report_queue(&self) -> Option<u32> {
         self.cfg
             .free_page_reporting

@@ -17,7 +17,7 @@ pub struct Budget {
     pub buffers: usize,
     /// PFNs to read and to sort
     pub pfns: usize,
-    /// Ranges of guest memory to discard, or to advise the host on
+    /// Ranges of guest memory to discard or to populate
     pub ranges: usize,
     /// Memory to discard, in bytes.  A host page that is larger than what is
     /// left is discarded as a whole.
@@ -33,13 +33,13 @@ impl Budget {
     /// * 4096 buffers: four elements of the largest size.
     /// * 32,768 PFNs: as many as Linux can put into a queue (128 elements of
     ///   256).
-    /// * 256 ranges of shared memory in small pages, which take 4 to 8 us each;
-    ///   512 ranges of other memory.
-    /// * 16 MiB of shared memory in small pages; 64 MiB of other memory.
-    ///   Ranges are divided where transparent huge pages end.
+    /// * 512 ranges, which take up to 4 us each if the memory is shared.
+    /// * 16 MiB of shared memory in small pages; 128 MiB of other memory, which
+    ///   is what Linux reports at once (32 ranges of 4 MiB).  Ranges are divided
+    ///   where transparent huge pages end.
     ///
-    /// Looking up the memory region of a range is not charged: it takes about
-    /// 0.1 us, and there are no more ranges than PFNs.
+    /// Looking up the memory region of a range is not charged, because a region
+    /// is only looked up once for all ranges that it contains.
     ///
     /// docs/performance.md has the cost of the most expensive turn.
     pub const TURN: Self = Self {
@@ -83,19 +83,12 @@ impl Budget {
     /// A range of memory is about to be discarded or populated.
     ///
     /// Private anonymous memory and huge pages are `cheap`: the host needs less
-    /// than half as long for each range or byte.  The charge for bytes is even
-    /// lower, because fewer and larger calls are faster; a turn that discards
-    /// 64 MiB of private memory in small pages takes up to twice as long as
-    /// one that discards 16 MiB of shared memory (docs/performance.md).
+    /// than half as long for each byte.  The charge is even lower, because fewer
+    /// and larger calls are faster; a turn that discards 128 MiB of private
+    /// memory in small pages takes up to four times as long as one that discards
+    /// 16 MiB of shared memory (docs/performance.md).
     pub fn charge_range(&mut self, bytes: u64, cheap: bool) {
-        let (ranges, bytes) = if cheap { (1, bytes / 4) } else { (2, bytes) };
-        self.ranges = self.ranges.saturating_sub(ranges);
-        self.bytes = self.bytes.saturating_sub(bytes);
-    }
-
-    /// The host is about to be advised that a range of memory will be used.  If
-    /// a file backs the memory, the host looks up each of its pages.
-    pub fn charge_advice(&mut self, bytes: u64) {
+        let bytes = if cheap { bytes / 8 } else { bytes };
         self.ranges = self.ranges.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(bytes);
     }
@@ -122,16 +115,13 @@ mod tests {
         assert_eq!(bytes((16 << 20) - 1, false), (false, false));
         assert_eq!(bytes(16 << 20, false), (true, true));
         assert_eq!(bytes(u64::MAX, false), (true, true));
-        assert_eq!(bytes((64 << 20) - 4, true), (false, false));
-        assert_eq!(bytes(64 << 20, true), (true, true));
-        let advice = |length| spent(&|b| b.charge_advice(length));
-        assert_eq!(advice((16 << 20) - 1), (false, false));
-        assert_eq!(advice(16 << 20), (true, true));
+        assert_eq!(bytes((128 << 20) - 8, true), (false, false));
+        assert_eq!(bytes(128 << 20, true), (true, true));
         let ranges = |n, cheap| spent(&|b| (0..n).for_each(|_| b.charge_range(0, cheap)));
-        assert_eq!(ranges(255, false), (false, false));
-        assert_eq!(ranges(256, false), (true, true));
-        assert_eq!(ranges(257, false), (true, true));
-        assert_eq!(ranges(511, true), (false, false));
-        assert_eq!(ranges(512, true), (true, true));
+        for cheap in [false, true] {
+            assert_eq!(ranges(511, cheap), (false, false));
+            assert_eq!(ranges(512, cheap), (true, true));
+            assert_eq!(ranges(513, cheap), (true, true));
+        }
     }
 }

@@ -2,8 +2,13 @@
 
 //! Free page reporting: pages that the driver reports as free
 //!
+//! The elements that the driver has made available are discarded together, as
+//! far as the budget allows, and returned together.  Some drivers report each
+//! page in an element of its own, and each notification of the driver is an
+//! interrupt.
+//!
 //! Unlike an element of the page queues, a report can cover any amount of
-//! memory.  Therefore an element is returned before the next one is popped.
+//! memory.  Therefore only one element is kept from one turn to the next.
 
 use crate::{
     budget::Budget,
@@ -24,6 +29,8 @@ pub struct ReportedRange {
 /// A piece of a buffer that can be discarded
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
+    /// Index of the element among those that are discarded together
+    pub element: usize,
     /// Index of the buffer in the element
     pub buffer: usize,
     /// Offset in the buffer, in bytes
@@ -41,16 +48,18 @@ pub trait ReportPort: Port {
     /// consist of whole host pages of RAM.
     fn range(&self, elem: &Self::Element, buffer: usize) -> Option<ReportedRange>;
 
-    /// Discard pieces of buffers.  Their offsets and lengths are multiples of
-    /// the host page size.
-    fn discard(&self, elem: &Self::Element, pieces: &[Piece]);
+    /// Discard pieces of the buffers of elements.  Their offsets and lengths are
+    /// multiples of the host page size.
+    fn discard(&self, elements: &[Self::Element], pieces: &[Piece]);
 }
 
-/// The element that is being worked on
+/// The elements that are being worked on
 #[derive(Debug)]
 pub struct ReportWork<E> {
-    current: Option<E>,
-    /// The next buffer of the element
+    /// In the order in which they were popped; no more than one from one step
+    /// to the next
+    elements: Vec<E>,
+    /// The next buffer of the last element
     buffer: usize,
     /// How many bytes of that buffer are done
     done: u64,
@@ -59,7 +68,7 @@ pub struct ReportWork<E> {
 impl<E> Default for ReportWork<E> {
     fn default() -> Self {
         Self {
-            current: None,
+            elements: Vec::new(),
             buffer: 0,
             done: 0,
         }
@@ -68,55 +77,80 @@ impl<E> Default for ReportWork<E> {
 
 impl<E, P: ReportPort<Element = E>> Work<P> for ReportWork<E> {
     fn step(&mut self, port: &P, budget: &mut Budget, phase: Phase) -> Progress {
-        if self.current.is_none() && phase == Phase::Collect {
-            self.current = port.pop();
-            if let Some(elem) = &self.current {
-                budget.charge_element(port.buffers(elem));
-            }
-        }
-        if self.current.is_none() {
-            return Progress::Idle;
-        }
-        // The device need not discard what is reported.  When the VM is
-        // stopped, return the element without discarding the rest.
-        let done = port.is_current() && (phase == Phase::Finish || self.discard(port, budget));
-        if done && port.is_current() {
-            if let Some(elem) = std::mem::take(self).current {
-                port.push(elem);
-                if port.is_current() {
-                    port.notify();
+        let mut pieces = Vec::new();
+        // How many of the elements are done
+        let mut complete = 0;
+        loop {
+            if complete == self.elements.len() {
+                let full = complete >= port.capacity() || budget.is_spent();
+                if phase == Phase::Finish || full {
+                    break;
+                }
+                let Some(elem) = port.pop() else {
+                    break;
+                };
+                budget.charge_element(port.buffers(&elem));
+                self.elements.push(elem);
+                if !port.is_current() {
+                    return Progress::More;
                 }
             }
+            // The device need not discard what is reported.  When the VM is
+            // stopped, return the element without discarding the rest.
+            if phase == Phase::Collect && !self.collect(port, budget, &mut pieces) {
+                break;
+            }
+            complete += 1;
+            self.buffer = 0;
+            self.done = 0;
+        }
+        if self.elements.is_empty() {
+            return Progress::Idle;
+        }
+        // Popping an element can have changed whether it may be discarded.
+        if !pieces.is_empty() && port.may_discard() {
+            port.discard(&self.elements, &pieces);
+        }
+        for elem in self.elements.drain(..complete) {
+            // Returning an element can reset the device.
+            if !port.is_current() {
+                return Progress::More;
+            }
+            port.push(elem);
+        }
+        if complete > 0 && port.is_current() {
+            port.notify();
         }
         Progress::More
     }
 
     fn is_empty(&self) -> bool {
-        self.current.is_none()
+        self.elements.is_empty()
     }
 
     fn put_back(&mut self, port: &P) {
-        if let Some(elem) = std::mem::take(self).current {
+        while let Some(elem) = self.elements.pop() {
             port.unpop(elem);
         }
+        *self = Self::default();
     }
 }
 
 impl<E> ReportWork<E> {
-    /// Discard buffers, as far as the budget allows.  Returns whether all
-    /// buffers are done.
-    fn discard<P>(&mut self, port: &P, budget: &mut Budget) -> bool
+    /// Divide buffers of the last element into pieces, as far as the budget
+    /// allows.  Returns whether that was the rest of the element.
+    fn collect<P>(&mut self, port: &P, budget: &mut Budget, pieces: &mut Vec<Piece>) -> bool
     where
         P: ReportPort<Element = E>,
     {
-        let Some(elem) = &self.current else {
+        let Some(elem) = self.elements.last() else {
             return true;
         };
         if !port.may_discard() {
             return true;
         }
+        let element = self.elements.len() - 1;
         let buffers = port.buffers(elem);
-        let mut pieces = Vec::new();
 
         while self.buffer < buffers && !budget.is_discard_spent() {
             let range = port.range(elem, self.buffer);
@@ -129,6 +163,7 @@ impl<E> ReportWork<E> {
             budget.charge_range(piece, cheap);
             if piece > 0 {
                 pieces.push(Piece {
+                    element,
                     buffer: self.buffer,
                     offset: self.done,
                     len: piece,
@@ -140,9 +175,6 @@ impl<E> ReportWork<E> {
             } else {
                 self.done += piece;
             }
-        }
-        if !pieces.is_empty() {
-            port.discard(elem, &pieces);
         }
         self.buffer >= buffers
     }
