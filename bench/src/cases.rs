@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use qtest_client::rng::Rng;
 
-use crate::ring::{ELEMENT, ELEMENTS};
+use crate::ring::{ELEMENT, ELEMENTS, PAGE, REGION};
 
 /// The number of PFNs in a full ring
 pub const PAGES: usize = ELEMENT * ELEMENTS;
@@ -82,9 +82,9 @@ pub const ORDERS: [&str; 4] = ["descending", "ascending", "runs", "random"];
 /// possible, the second as much memory as possible
 pub const HOSTILE: [&str; 2] = ["random", "ascending"];
 
-/// The PFNs of a full ring, relative to the region
-pub fn pfns(order: &str) -> Vec<u32> {
-    let n = PAGES as u32;
+/// A number of PFNs, relative to the region
+pub fn pfns(order: &str, count: usize) -> Vec<u32> {
+    let n = count as u32;
     let mut rng = Rng::new(1);
     match order {
         "descending" => (0..n).rev().collect(),
@@ -97,16 +97,112 @@ pub fn pfns(order: &str) -> Vec<u32> {
         }
         _ => {
             // Runs of 1 to 64 pages, with a gap of one page between them
-            let (mut runs, mut count, mut next) = (Vec::new(), 0, 0);
-            while count < n {
-                let len = (1 + rng.below(64) as u32).min(n - count);
+            let (mut runs, mut done, mut next) = (Vec::new(), 0, 0);
+            while done < n {
+                let len = (1 + rng.below(64) as u32).min(n - done);
                 runs.push(next..next + len);
-                count += len;
+                done += len;
                 next += len + 1;
             }
             rng.shuffle(&mut runs);
             runs.into_iter().flatten().collect()
         }
+    }
+}
+
+/// Memory that the driver reports as free, in buffers of equal size
+pub struct Reported {
+    pub name: &'static str,
+    pub buffers: usize,
+    /// The size of a buffer, in pages
+    pub pages: u32,
+    /// The distance from one buffer to the next, in pages
+    pub distance: u32,
+    /// Whether one element has all buffers, instead of one buffer in each
+    /// element
+    pub chain: bool,
+}
+
+/// All cases of free page reporting.  Linux sends the first, a driver for
+/// Windows (virtio-win) the second.  In the third there is a used page between
+/// the pages, because otherwise the driver would report them as one buffer.
+pub const REPORTED: [Reported; 3] = [
+    Reported {
+        name: "reporting 32 x 4 MiB",
+        buffers: 32,
+        pages: 1024,
+        distance: 1024,
+        chain: true,
+    },
+    Reported {
+        name: "reporting 32 x 2 MiB single",
+        buffers: 32,
+        pages: 512,
+        distance: 512,
+        chain: false,
+    },
+    Reported {
+        name: "reporting 1024 x 4 KiB",
+        buffers: 1024,
+        pages: 1,
+        distance: 2,
+        chain: false,
+    },
+];
+
+/// Sizes of guests, in GiB, that are compared to see whether the cost of a page
+/// depends on the size
+pub const GUESTS: [u64; 3] = [1, 4, 16];
+
+/// The order of the PFNs for these guests, and how many rings are filled, so
+/// that the pages are in 512 MiB of memory
+pub const SPREAD: [(&str, usize); 2] = [("descending", 4), ("random", 2)];
+
+/// Memory of 512 MiB in chunks that are spread evenly over a guest, from
+/// `REGION` on.  It is the same amount for all guests, so that a large guest
+/// does not need more memory of the host.
+pub struct Spread {
+    /// The distance from one chunk to the next, in pages
+    distance: u32,
+}
+
+impl Spread {
+    const CHUNKS: u32 = 32;
+    /// The size of a chunk, in pages
+    pub const CHUNK: u32 = (16 << 20) / PAGE as u32;
+    /// Where there is no RAM in a microvm, relative to the region and in pages:
+    /// from 3 GiB to 4 GiB
+    const GAP: u32 = (((3 << 30) - REGION) / PAGE) as u32;
+    const GAP_SIZE: u32 = ((1 << 30) / PAGE) as u32;
+
+    /// Chunks for a guest of this size.  They begin at multiples of 2 MiB, so
+    /// that they consist of whole transparent huge pages.  With the sizes in
+    /// [`GUESTS`], the gap is between two chunks and not in a chunk.
+    pub const fn new(gib: u64) -> Self {
+        Self {
+            distance: (((gib << 30) - REGION) / PAGE) as u32 / Self::CHUNKS / 512 * 512,
+        }
+    }
+
+    /// The offset of a page in the RAM; both are in pages, and the result is
+    /// relative to the region.
+    pub const fn offset(&self, page: u32) -> u32 {
+        page / Self::CHUNK * self.distance + page % Self::CHUNK
+    }
+
+    /// The PFN of a page, relative to the region
+    pub const fn pfn(&self, page: u32) -> u32 {
+        let offset = self.offset(page);
+        if offset < Self::GAP {
+            offset
+        } else {
+            offset + Self::GAP_SIZE
+        }
+    }
+
+    /// The PFNs of the first pages of all chunks, relative to the region
+    pub fn chunks(&self) -> impl Iterator<Item = u32> + '_ {
+        (0..Self::CHUNKS).map(|i| self.pfn(i * Self::CHUNK))
     }
 }
 

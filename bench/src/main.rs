@@ -18,7 +18,7 @@ use clap::Parser;
 
 use crate::{
     cases::{BACKINGS, HOSTILE},
-    measure::{bench_reporting, bench_rings, hugetlb, monitor_latency},
+    measure::{bench_guests, bench_reporting, bench_rings, hugetlb, monitor_latency},
     report::{chart, table, Latency, Report, Rows},
 };
 
@@ -56,9 +56,8 @@ fn main() -> Result<()> {
     for backing in BACKINGS {
         bench_rings(&cli, backing, &mut rows)?;
     }
-    if "reporting".contains(&cli.only) {
-        bench_reporting(&cli, &mut rows)?;
-    }
+    bench_guests(&cli, &mut rows)?;
+    bench_reporting(&cli, &mut rows)?;
     println!("{}", table(&rows));
 
     let mut latencies = BTreeMap::new();

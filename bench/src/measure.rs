@@ -3,6 +3,7 @@
 //! The measurements
 
 use std::{
+    fmt::Write as _,
     fs,
     io::Write as _,
     path::Path,
@@ -14,15 +15,20 @@ use anyhow::{ensure, Context, Result};
 use qtest_client::rng::Rng;
 
 use crate::{
-    cases::{pfns, runs, Backing, BACKINGS, ORDERS, PAGES},
+    cases::{pfns, runs, Backing, Spread, BACKINGS, GUESTS, ORDERS, PAGES, REPORTED, SPREAD},
     report::Rows,
-    ring::{Driver, DEFLATE, ELEMENT, ELEMENTS, INFLATE, PAGE, REGION, REGION_SIZE},
+    ring::{
+        Buffer, Driver, DEFLATE, ELEMENT, ELEMENTS, INFLATE, PAGE, REGION, REGION_SIZE, REPORTING,
+        REPORTS,
+    },
     Cli,
 };
 
-fn limit(program: &Path, backing: Backing, runs: &str) -> Result<f64> {
+/// The time in nanoseconds that the system calls alone take to discard runs of
+/// pages in memory of a size in bytes
+fn limit(program: &Path, backing: Backing, size: u64, runs: &str) -> Result<f64> {
     let mut child = Command::new(program)
-        .args([backing.name, &(REGION_SIZE >> 20).to_string()])
+        .args([backing.name, &(size >> 20).to_string()])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -39,7 +45,7 @@ fn limit(program: &Path, backing: Backing, runs: &str) -> Result<f64> {
         .filter_map(|ns| ns.parse::<f64>().ok())
         .filter(|ns| *ns > 0.0)
         .fold(f64::MAX, f64::min);
-    Ok(best / PAGES as f64)
+    Ok(best)
 }
 
 /// Measure inflating and deflating with one kind of memory, with all orders and
@@ -61,7 +67,7 @@ pub fn bench_rings(cli: &Cli, backing: Backing, rows: &mut Rows) -> Result<()> {
                 if !cli.quiet {
                     eprintln!("{}/{}: {}", rep + 1, cli.reps, name("inflate, deflate"));
                 }
-                let list = pfns(order);
+                let list = pfns(order, PAGES);
                 for (i, binary) in binaries.iter().enumerate() {
                     let mut driver = start(binary, backing, i == 1)?;
                     driver.prepare_pfns(&list)?;
@@ -77,8 +83,9 @@ pub fn bench_rings(cli: &Cli, backing: Backing, rows: &mut Rows) -> Result<()> {
                     continue;
                 }
                 let group = if one_kick { PAGES } else { ELEMENT };
-                let ns = limit(&cli.limit, backing, &runs(&list, group))?;
-                rows.entry(name("inflate")).or_default().limit.push(ns);
+                let ns = limit(&cli.limit, backing, REGION_SIZE, &runs(&list, group))?;
+                let row = rows.entry(name("inflate")).or_default();
+                row.limit.push(ns / PAGES as f64);
             }
         }
     }
@@ -99,24 +106,113 @@ fn start(binary: &Path, backing: Backing, rust: bool) -> Result<Driver> {
     driver
 }
 
-/// Measure reports of 32 times 4 MiB; in ns/page.
+/// Measure free page reporting; in ns/page.
 pub fn bench_reporting(cli: &Cli, rows: &mut Rows) -> Result<()> {
-    let row = rows.entry("reporting 32 x 4 MiB".to_owned()).or_default();
-    for _ in 0..cli.reps {
-        for (i, binary) in [&cli.a, &cli.b].iter().enumerate() {
-            let mut driver = Driver::start(binary, &[], ",free-page-reporting=on")?;
-            driver.touch()?;
-            let buffers: Vec<_> = (0..32)
-                .map(|n| (REGION + (n << 22), 4 << 20, true))
-                .collect();
-            driver.prepare(3, &buffers, true)?;
-            let ns = driver.measure(3, 1, true)? / PAGES as f64;
-            if i == 0 { &mut row.c } else { &mut row.rust }.push(ns);
+    for case in REPORTED.iter().filter(|c| c.name.contains(&cli.only)) {
+        let row = rows.entry(case.name.to_owned()).or_default();
+        let pages = case.buffers as f64 * f64::from(case.pages);
+        let offsets: Vec<u32> = (0..case.buffers as u32)
+            .map(|i| i * case.distance)
+            .collect();
+        let buffer = |&first: &u32| -> Buffer {
+            let addr = REGION + u64::from(first) * PAGE;
+            (addr, case.pages * PAGE as u32, true)
+        };
+        let rounds: Vec<Vec<Buffer>> = offsets
+            .chunks(REPORTS)
+            .map(|part| part.iter().map(buffer).collect())
+            .collect();
+        let mut groups = String::new();
+        for part in offsets.chunks(REPORTS) {
+            for first in part {
+                writeln!(groups, "{first} {}", case.pages)?;
+            }
+            groups.push('\n');
         }
-        let runs: String = (0..32).map(|n| format!("{} 1024\n", n * 1024)).collect();
-        row.limit.push(limit(&cli.limit, BACKINGS[0], &runs)?);
+        for rep in 0..cli.reps {
+            if !cli.quiet {
+                eprintln!("{}/{}: {}", rep + 1, cli.reps, case.name);
+            }
+            for (i, binary) in [&cli.a, &cli.b].iter().enumerate() {
+                let mut driver = Driver::start(binary, &[], ",free-page-reporting=on")?;
+                driver.touch()?;
+                let ns = driver.measure_rounds(REPORTING, &rounds, case.chain)?;
+                if i == 0 { &mut row.c } else { &mut row.rust }.push(ns / pages);
+            }
+            let ns = limit(&cli.limit, BACKINGS[0], REGION_SIZE, &groups)?;
+            row.limit.push(ns / pages);
+        }
     }
     Ok(())
+}
+
+/// Measure inflating and deflating the same amount of memory in guests of
+/// different sizes, with full rings and transparent huge pages.
+pub fn bench_guests(cli: &Cli, rows: &mut Rows) -> Result<()> {
+    for rep in 0..cli.reps {
+        for (order, rings) in SPREAD {
+            for gib in GUESTS {
+                let name = |way| format!("scale {way} {order} {gib} GiB");
+                if !name("inflate").contains(&cli.only) && !name("deflate").contains(&cli.only) {
+                    continue;
+                }
+                if !cli.quiet {
+                    eprintln!("{}/{}: {}", rep + 1, cli.reps, name("inflate, deflate"));
+                }
+                let spread = Spread::new(gib);
+                let list = pfns(order, rings * PAGES);
+                for (i, binary) in [&cli.a, &cli.b].iter().enumerate() {
+                    let both = inflate_and_deflate(binary, gib, &spread, &list)?;
+                    for (way, ns) in ["inflate", "deflate"].into_iter().zip(both) {
+                        let row = rows.entry(name(way)).or_default();
+                        if i == 0 { &mut row.c } else { &mut row.rust }.push(ns);
+                    }
+                }
+                let offsets: Vec<u32> = list.iter().map(|&page| spread.offset(page)).collect();
+                let size = (gib << 30) - REGION;
+                let ns = limit(&cli.limit, BACKINGS[0], size, &runs(&offsets, PAGES))?;
+                let row = rows.entry(name("inflate")).or_default();
+                row.limit.push(ns / list.len() as f64);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Measure inflating, and then deflating, pages that are spread over a guest,
+/// with full rings; in ns/page.
+fn inflate_and_deflate(
+    binary: &Path,
+    gib: u64,
+    spread: &Spread,
+    pages: &[u32],
+) -> Result<[f64; 2]> {
+    // Without a reservation, because the guest may be larger than what is free
+    // on the host
+    let memory = format!("memory-backend-ram,id=ram0,size={gib}G,reserve=off");
+    let args = [
+        "-m",
+        &format!("{gib}G"),
+        "-object",
+        &memory,
+        "-machine",
+        "memory-backend=ram0",
+    ];
+    let mut driver = Driver::start(binary, &args, "")?;
+    for first in spread.chunks() {
+        let addr = REGION + u64::from(first) * PAGE;
+        driver.fill(addr, u64::from(Spread::CHUNK) * PAGE)?;
+    }
+    let list: Vec<u32> = pages.iter().map(|&page| spread.pfn(page)).collect();
+    let mut both = [0.0; 2];
+    for (ns, q) in both.iter_mut().zip([INFLATE, DEFLATE]) {
+        for part in list.chunks(PAGES) {
+            driver.prepare_pfns(part)?;
+            *ns += driver.measure(q, ELEMENTS, true)?;
+        }
+        *ns /= list.len() as f64;
+    }
+    Ok(both)
 }
 
 /// Measure for how long the monitor does not answer while the device works on a

@@ -17,7 +17,7 @@ use serde::Serialize;
 pub struct Row {
     pub c: Vec<f64>,
     pub rust: Vec<f64>,
-    /// The bare system calls: the faster of the two ways
+    /// The bare system calls: the fastest way
     pub limit: Vec<f64>,
 }
 

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{ensure, Result};
 use qtest_client::{
     mmio::{self as reg, find_balloon},
-    write_command, Qemu,
+    value, write_command, Qemu,
 };
 
 /// Size of a balloon page in bytes
@@ -20,6 +20,8 @@ pub const PAGE: u64 = 4096;
 pub const ELEMENT: usize = 256;
 /// Number of elements in the queue
 pub const ELEMENTS: usize = 128;
+/// Number of elements in the queue for free page reporting
+pub const REPORTS: usize = 32;
 /// Address of the memory that is inflated
 pub const REGION: u64 = 64 << 20;
 /// Size of that memory in bytes
@@ -33,6 +35,7 @@ const DATA: u64 = 17 << 20;
 /// Indexes of the queues
 pub const INFLATE: u32 = 0;
 pub const DEFLATE: u32 = 1;
+pub const REPORTING: u32 = 3;
 
 /// A QEMU with a balloon, and the driver's state
 pub struct Driver {
@@ -57,6 +60,20 @@ const fn used(q: u32) -> u64 {
     ring(q) + 0x2000
 }
 
+/// The descriptors of buffers; either each is an element, or all of them are
+/// one element.
+fn descriptors(buffers: &[Buffer], chain: bool) -> Vec<u8> {
+    let mut table = Vec::new();
+    for (i, &(addr, len, write)) in buffers.iter().enumerate() {
+        let next = chain && i + 1 < buffers.len();
+        table.extend(addr.to_le_bytes());
+        table.extend(len.to_le_bytes());
+        table.extend((u16::from(next) | u16::from(write) << 1).to_le_bytes());
+        table.extend((i as u16 + 1).to_le_bytes());
+    }
+    table
+}
+
 impl Driver {
     /// Start QEMU with a microvm of 512 MiB, and initialize the balloon.
     /// `memory` has options for the guest's memory.
@@ -68,6 +85,10 @@ impl Driver {
             "512M",
             "-global",
             "virtio-mmio.force-legacy=false",
+            // With it, QEMU would process the commands of several notifications
+            // before the device gets one notification for all of them.
+            "-global",
+            "virtio-mmio.ioeventfd=off",
             "-device",
         ]
         .map(str::to_owned)
@@ -114,11 +135,10 @@ impl Driver {
         }
         self.set(reg::STATUS, 11)?;
         for q in 0..4 {
-            // the reporting queue has 32 elements
-            let size = if q == 3 { 32 } else { ELEMENTS as u64 };
+            let size = if q == REPORTING { REPORTS } else { ELEMENTS };
             self.run(&format!("memset {:#x} {RING_SIZE:#x} 0\n", ring(q)))?;
             self.set(reg::QUEUE_SEL, q.into())?;
-            self.set(reg::QUEUE_NUM, size)?;
+            self.set(reg::QUEUE_NUM, size as u64)?;
             for (register, addr) in [
                 (reg::QUEUE_DESC, ring(q)),
                 (reg::QUEUE_AVAIL, avail(q)),
@@ -148,29 +168,24 @@ impl Driver {
     /// Write to as much memory as the region has, at another address.
     pub fn touch_at(&mut self, addr: u64) -> Result<()> {
         for offset in (0..REGION_SIZE).step_by(64 << 20) {
-            self.run(&format!(
-                "memset {:#x} {:#x} 0x5a\n",
-                addr + offset,
-                64 << 20
-            ))?;
+            self.fill(addr + offset, 64 << 20)?;
         }
+        Ok(())
+    }
+
+    /// Write to memory of any size.
+    pub fn fill(&mut self, addr: u64, len: u64) -> Result<()> {
+        self.run(&format!("memset {addr:#x} {len:#x} 0x5a\n"))?;
         Ok(())
     }
 
     /// Fill the descriptors of a queue; either each is an element, or all of
     /// them are one element.
     pub fn prepare(&mut self, q: u32, buffers: &[Buffer], chain: bool) -> Result<()> {
-        let mut table = Vec::new();
-        let mut heads = Vec::new();
-        for (i, &(addr, len, write)) in buffers.iter().enumerate() {
-            let next = chain && i + 1 < buffers.len();
-            table.extend(addr.to_le_bytes());
-            table.extend(len.to_le_bytes());
-            table.extend((u16::from(next) | u16::from(write) << 1).to_le_bytes());
-            table.extend((i as u16 + 1).to_le_bytes());
-            heads.extend((if chain { 0 } else { i as u16 }).to_le_bytes());
-        }
-        self.write(ring(q), &table)?;
+        let heads: Vec<u8> = (0..buffers.len() as u16)
+            .flat_map(|i| (if chain { 0 } else { i }).to_le_bytes())
+            .collect();
+        self.write(ring(q), &descriptors(buffers, chain))?;
         self.write(avail(q) + 4, &heads)
     }
 
@@ -227,8 +242,80 @@ impl Driver {
         } else {
             (elements, 1)
         };
+        // The first time takes longer than the others
+        self.send(q, kicks, 0)?;
         let idle = self.send(q, kicks, 0)?;
         let busy = self.send(q, kicks, per_kick)?;
+        Ok(busy.as_nanos() as f64 - idle.as_nanos() as f64)
+    }
+
+    /// Replace the descriptors, make all elements available and notify the
+    /// device, once for each of the rounds, and wait until all elements are
+    /// used.  If not `available`, this only measures the cost of the commands.
+    ///
+    /// All commands are sent at once, because waking up QEMU for each round
+    /// takes longer than the device takes, and not always equally long.
+    fn send_rounds(
+        &mut self,
+        q: u32,
+        rounds: &[Vec<Buffer>],
+        chain: bool,
+        available: bool,
+    ) -> Result<Duration> {
+        let notify = self.base + reg::QUEUE_NOTIFY;
+        let poll = format!("readw {:#x}", used(q) + 2);
+        let mut script = String::new();
+        let mut targets = Vec::new();
+        for buffers in rounds {
+            let elements = if chain { 1 } else { buffers.len() };
+            let i = &mut self.avail_idx[q as usize];
+            if available {
+                *i = i.wrapping_add(elements as u16);
+            }
+            targets.push(u64::from(*i));
+            let table = descriptors(buffers, chain);
+            writeln!(script, "{}", write_command(ring(q), &table))?;
+            writeln!(script, "writew {:#x} {i:#x}", avail(q) + 2)?;
+            writeln!(script, "writel {notify:#x} {q:#x}")?;
+            writeln!(script, "{poll}")?;
+        }
+
+        let start = Instant::now();
+        self.qemu.send(&script)?;
+        let mut is_used = true;
+        for target in targets {
+            // The descriptors of the previous round were replaced since then
+            ensure!(is_used, "elements were not used before the next round");
+            for _ in 0..3 {
+                let reply = self.qemu.reply()?;
+                ensure!(reply.starts_with("OK"), "{reply}");
+            }
+            is_used = value(&self.qemu.reply()?)? == target;
+        }
+        let target = u64::from(self.avail_idx[q as usize]);
+        while !is_used {
+            ensure!(
+                start.elapsed() < Duration::from_secs(300),
+                "device is stuck"
+            );
+            is_used = self.qemu.query(&poll)? == target;
+        }
+        Ok(start.elapsed())
+    }
+
+    /// Measure the time in nanoseconds to send the buffers of each round with
+    /// one notification.  A round must take no more than a turn of the device,
+    /// except for the last one.  The time that the qtest protocol takes is
+    /// subtracted.
+    pub fn measure_rounds(&mut self, q: u32, rounds: &[Vec<Buffer>], chain: bool) -> Result<f64> {
+        if let Some(first) = rounds.first() {
+            // This also writes the available ring, which is the same for all
+            self.prepare(q, first, chain)?;
+        }
+        // The first time takes longer than the others
+        self.send_rounds(q, rounds, chain, false)?;
+        let idle = self.send_rounds(q, rounds, chain, false)?;
+        let busy = self.send_rounds(q, rounds, chain, true)?;
         Ok(busy.as_nanos() as f64 - idle.as_nanos() as f64)
     }
 
