@@ -6,6 +6,9 @@
 //! therefore depends only on the guest and not on the speed of the host: it is
 //! the same when the VM is replayed, and in every run of a test.
 
+/// How much more memory is discarded in a turn if that is cheap
+const CHEAP: u64 = 8;
+
 /// What may still be done in a turn
 ///
 /// Collecting elements stops when the budget has no buffers or PFNs left, and
@@ -70,9 +73,15 @@ impl Budget {
         self.pfns = self.pfns.saturating_sub(pfns);
     }
 
-    /// The most memory to discard at once, in bytes
-    pub const fn piece(&self) -> u64 {
-        let whole = self.bytes & !(self.align - 1);
+    /// The most memory to discard at once, in bytes, see
+    /// [`charge_range`](Self::charge_range)
+    pub const fn piece(&self, cheap: bool) -> u64 {
+        let bytes = if cheap {
+            self.bytes.saturating_mul(CHEAP)
+        } else {
+            self.bytes
+        };
+        let whole = bytes & !(self.align - 1);
         if whole < self.align {
             self.align
         } else {
@@ -88,7 +97,7 @@ impl Budget {
     /// memory in small pages takes up to four times as long as one that discards
     /// 16 MiB of shared memory (docs/performance.md).
     pub fn charge_range(&mut self, bytes: u64, cheap: bool) {
-        let bytes = if cheap { bytes / 8 } else { bytes };
+        let bytes = if cheap { bytes / CHEAP } else { bytes };
         self.ranges = self.ranges.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(bytes);
     }
@@ -117,6 +126,8 @@ mod tests {
         assert_eq!(bytes(u64::MAX, false), (true, true));
         assert_eq!(bytes((128 << 20) - 8, true), (false, false));
         assert_eq!(bytes(128 << 20, true), (true, true));
+        assert_eq!(Budget::TURN.piece(true), 128 << 20);
+        assert_eq!(Budget::TURN.piece(false), 16 << 20);
         let ranges = |n, cheap| spent(&|b| (0..n).for_each(|_| b.charge_range(0, cheap)));
         for cheap in [false, true] {
             assert_eq!(ranges(511, cheap), (false, false));

@@ -233,7 +233,8 @@ impl Pieces<'_> {
         let run = self.runs.get(self.done.run)?;
         // This cannot overflow, because the run has more pages than are done.
         let first = run.first + self.done.pages;
-        let end = u64::from(first) + budget.piece() / BALLOON_PAGE_SIZE;
+        // It is not known yet whether the memory is cheap to discard.
+        let end = u64::from(first) + budget.piece(false) / BALLOON_PAGE_SIZE;
         // Divide the run at the end of a huge page, if there is one in the
         // piece.
         let aligned = end - end % (budget.align / BALLOON_PAGE_SIZE);

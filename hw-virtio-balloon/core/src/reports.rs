@@ -158,7 +158,8 @@ impl<E> ReportWork<E> {
             let cheap = range.is_some_and(|r| r.cheap);
             let left = len.saturating_sub(self.done);
             // a multiple of the host page size, at least one host page
-            let piece = (budget.piece() & !(page_size - 1)).max(page_size).min(left);
+            let piece = (budget.piece(cheap) & !(page_size - 1)).max(page_size);
+            let piece = piece.min(left);
 
             budget.charge_range(piece, cheap);
             if piece > 0 {
