@@ -119,11 +119,10 @@ impl FreePageHinting {
         *self.worker.borrow_mut() = Some(worker);
     }
 
-    /// The device is unrealized.
+    /// The device is unrealized.  The caller drops the elements after this.
     pub fn stop(&self) {
         self.notifier.unregister();
         self.shared.exchange.update(Hinting::stop);
-        self.drop_elements();
         let worker = self.worker.borrow_mut().take();
         drop(worker);
     }
