@@ -277,15 +277,16 @@ impl GuestMemory {
     }
 }
 
-/// Collects ranges of one block, which are then discarded or, when they leave
-/// the balloon, populated
+/// Collects ranges of one section of guest memory, which are then discarded or,
+/// when they leave the balloon, populated
 pub struct DiscardBatch<'a> {
     memory: &'a GuestMemory,
     direction: Direction,
     /// See [`is_discard_inhibited`]
     inhibited: bool,
     remember: Remember,
-    /// The section with the ranges; holds a reference to the block
+    /// The section that was looked up last, with the ranges; holds a reference
+    /// to the block
     section: Option<MemoryRegionSection>,
     /// Ranges to discard or to populate
     ranges: Vec<RAMBlockRange>,
@@ -320,7 +321,13 @@ impl<'a> DiscardBatch<'a> {
         let mut tally = Tally::default();
 
         while gpa < end {
-            self.find_section(gpa);
+            let is_in =
+                |s: &MemoryRegionSection| gpa >= s.address() && gpa - s.address() < s.size();
+            if !self.section.as_ref().is_some_and(is_in) {
+                self.flush();
+                // Up to the end of the region, as the next run is probably in it, too
+                self.section = MemoryRegionSection::find(gpa, u64::MAX - gpa);
+            }
             let Some(section) = &self.section else {
                 tally += Self::skip(gpa, end);
                 break;
@@ -343,26 +350,6 @@ impl<'a> DiscardBatch<'a> {
             gpa = next.max(gpa + BALLOON_PAGE_SIZE);
         }
         tally
-    }
-
-    /// Find the section at a guest-physical address in bytes, or the next one
-    /// after it.  The ranges that were collected before are discarded or
-    /// populated if they are in another block.
-    fn find_section(&mut self, gpa: u64) {
-        let is_in = |s: &MemoryRegionSection| gpa >= s.address() && gpa - s.address() < s.size();
-        if self.section.as_ref().is_some_and(is_in) {
-            return;
-        }
-        let block = |section: &Option<MemoryRegionSection>| {
-            let block = section.as_ref().and_then(MemoryRegionSection::ram_block);
-            block.map(|(block, _)| block.id())
-        };
-        // Up to the end of the region, as the next range is probably there, too
-        let section = MemoryRegionSection::find(gpa, u64::MAX - gpa);
-        if block(&self.section) != block(&section) {
-            self.flush();
-        }
-        self.section = section;
     }
 
     /// Guest-physical addresses, in bytes, at which there is no RAM

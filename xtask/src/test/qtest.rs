@@ -42,6 +42,7 @@ pub fn balloon_tests(device: Device, target: Target) -> Vec<&'static str> {
 /// any for the target
 const QTESTS: &[&str] = &[
     "hpet-test",
+    "migration-holes-test",
     "virtio-ring-test",
     "qos-test",
     "device-introspect-test",
@@ -58,8 +59,8 @@ pub fn qtest(env: &Env, only: Option<Device>, target: Target) -> Result<Count> {
     let devices = only.map_or_else(|| vec![Device::C, Device::Rust], |d| vec![d]);
     let mut count = Count::default();
     let mut builds = Vec::new();
-    // for two VMs with 128 MiB each
-    let _pages = HugePages::reserve(env, 160);
+    // for two VMs with 128 MiB each, and two with 64 MiB in another test
+    let _pages = HugePages::reserve(env, 240);
 
     for device in devices {
         let build = Build::prepare(env, device, target, None)?;
