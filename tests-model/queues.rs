@@ -200,6 +200,11 @@ impl ReportPort for Reports {
         })
     }
 
+    fn ignored(&self, buffers: usize) {
+        self.0.tick();
+        assert!(buffers > 0 || !self.may_discard(), "ignores nothing");
+    }
+
     fn discard(&self, elements: &[Element], pieces: &[Piece]) {
         self.0.tick();
         for piece in pieces {

@@ -39,6 +39,27 @@ static void test_counters(const void *data)
     balloon_quit(b);
 }
 
+/* How often the driver was asked for statistics, and has sent them */
+static void test_stats_counters(const void *data)
+{
+    Balloon *b = balloon_start(data, "");
+    const uint8_t none[1] = { };
+    uint64_t addr = put(b, none, sizeof(none));
+    uint32_t head = submit(b, SVQ, addr, sizeof(none), false);
+
+    g_assert_cmpint(get_counter(b, "stats-answers"), ==, 1);
+    g_assert_cmpint(get_counter(b, "stats-requests"), ==, 0);
+    qtest_qmp_assert_success(b->qts, "{ 'execute': 'qom-set', 'arguments': {"
+                             " 'path': '/machine/peripheral/balloon',"
+                             " 'property': 'guest-stats-polling-interval',"
+                             " 'value': 1 } }");
+    qtest_clock_step(b->qts, 1);
+    wait_used(b, SVQ, head);
+    g_assert_cmpint(get_counter(b, "stats-requests"), ==, 1);
+    g_assert_cmpint(get_counter(b, "stats-answers"), ==, 1);
+    balloon_quit(b);
+}
+
 /* The driver claims that the balloon has more pages than the guest. */
 static void test_excess(const void *data)
 {
@@ -117,6 +138,15 @@ static void test_reports(const void *data)
     for (int i = 0; i < 2 * N; i++) {
         assert_pages(b, mem + i * PAGE, i % 2 || i == 10 ? "P" : "0");
     }
+    g_assert_cmpint(get_counter(b, "reports"), ==, N - 1);
+    g_assert_cmpint(get_counter(b, "bytes-reported"), ==, (N - 1) * PAGE);
+    g_assert_cmpint(get_counter(b, "reports-ignored"), ==, 1);
+
+    /* The guest expects a pattern in free pages, so nothing is discarded. */
+    config_writel(b, CFG(poison_val), 1);
+    send_batch(b, b->reporting_vq, heads, 2);
+    g_assert_cmpint(get_counter(b, "reports"), ==, N - 1);
+    g_assert_cmpint(get_counter(b, "reports-ignored"), ==, 3);
     balloon_quit(b);
 }
 
@@ -248,6 +278,7 @@ static void test_hinting_cmd_id(const void *data)
     set_balloon(b, RAM_SIZE - PAGE);
     g_assert_cmphex(get_cmd_id(b), ==, id);
     hint(b, mem);
+    g_assert_cmpint(get_counter(b, "hints"), ==, 2);
 
     /* The driver ends the round */
     hint_command(b, VIRTIO_BALLOON_CMD_ID_STOP);
@@ -296,6 +327,7 @@ static void test_migrate_unfinished(const void *data)
 
 static const TransportTest tests[] = {
     { "counters", test_counters },
+    { "counters/stats", test_stats_counters },
     { "excess", test_excess },
     { "runs", test_runs },
     { "reports", test_reports },

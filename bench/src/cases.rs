@@ -151,8 +151,8 @@ pub const REPORTED: [Reported; 3] = [
 ];
 
 /// Sizes of guests, in GiB, that are compared to see whether the cost of a page
-/// depends on the size
-pub const GUESTS: [u64; 3] = [1, 4, 16];
+/// depends on the size.  The last is almost the most that a microvm can have.
+pub const GUESTS: [u64; 4] = [1, 4, 16, 512];
 
 /// The order of the PFNs for these guests, and how many rings are filled, so
 /// that the pages are in 512 MiB of memory

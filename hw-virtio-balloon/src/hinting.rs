@@ -21,6 +21,7 @@ use system::{main_loop_schedule_oneshot, prelude::*};
 use virtio::prelude::*;
 use virtio_balloon_core::{
     budget::Budget,
+    counters::count,
     engine::{Event, Phase, Port, Progress, Work},
     hinting::Hinting,
     spec::VIRTIO_BALLOON_F_FREE_PAGE_HINT,
@@ -165,7 +166,13 @@ impl FreePageHinting {
 
     /// Return an element to the driver.
     fn give_back(&self, port: &HintPort<'_>, processed: Processed) {
-        let Processed { elem, bad_command } = processed;
+        let Processed {
+            elem,
+            bad_command,
+            hints,
+        } = processed;
+        let memory = port.cx.memory;
+        memory.count(|c| count(&mut c.hints, hints as u64));
         let left = self.buffers.get().saturating_sub(port.buffers(&elem.0));
         self.buffers.set(left);
         if bad_command {

@@ -8,6 +8,7 @@ use bql::prelude::*;
 use system::prelude::*;
 use virtio::prelude::*;
 use virtio_balloon_core::{
+    counters::count,
     engine::{Event, Port},
     reports::{Piece, ReportPort, ReportWork, ReportedRange},
 };
@@ -74,8 +75,20 @@ impl ReportPort for PartPort<'_, Reporting, InFlight> {
         })
     }
 
+    fn ignored(&self, buffers: usize) {
+        let memory = self.cx.memory;
+        memory.count(|c| count(&mut c.reports_ignored, buffers as u64));
+    }
+
     fn discard(&self, elements: &[VirtQueueElement], pieces: &[Piece]) {
         let memory = self.cx.memory;
+        // A range that does not fit into the budget is divided.
+        let reports = pieces.iter().filter(|piece| piece.offset == 0).count();
+        let bytes: u64 = pieces.iter().map(|piece| piece.len).sum();
+        memory.count(|c| {
+            count(&mut c.reports, reports as u64);
+            count(&mut c.bytes_reported, bytes);
+        });
         let mut current: Option<RamBlock<'_>> = None;
         let mut ranges = Vec::new();
 

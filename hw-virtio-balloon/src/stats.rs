@@ -16,6 +16,7 @@ use common::{field, Field};
 use util::{prelude::*, Error, Result};
 use virtio::prelude::*;
 use virtio_balloon_core::{
+    counters::count,
     engine::Event,
     spec::VIRTIO_BALLOON_F_STATS_VQ,
     stats::{check_poll_interval, Stats},
@@ -67,8 +68,9 @@ impl GuestStats {
 
     /// The driver has sent statistics.
     #[doc(alias = "virtio_balloon_receive_stats")]
-    fn receive(&self, vq: &VirtQueue<'_>) {
+    fn receive(&self, cx: &Context<'_>, vq: &VirtQueue<'_>) {
         if let Some(elem) = vq.pop() {
+            cx.memory.count(|c| count(&mut c.stats_answers, 1));
             // The host's clock is fine here: only the user sees the time
             let now = SystemTime::now()
                 .duration_since(UNIX_EPOCH)
@@ -106,7 +108,7 @@ impl GuestStats {
         let lost = self.element.borrow().is_none();
         if let Some(vq) = self.vq(cx) {
             if lost && vq.rewind(1) {
-                self.receive(&vq);
+                self.receive(cx, &vq);
             }
         }
     }
@@ -116,6 +118,7 @@ impl GuestStats {
     pub fn poll(&self, cx: &Context<'_>) {
         if cx.vdev.has_feature(VIRTIO_BALLOON_F_STATS_VQ) {
             if let Some(elem) = self.take_element() {
+                cx.memory.count(|c| count(&mut c.stats_requests, 1));
                 elem.push(0);
                 if let Some(vq) = self.vq(cx) {
                     vq.notify();
@@ -190,7 +193,7 @@ impl Part for GuestStats {
     fn handle(&self, cx: &Context<'_>, event: Event) {
         if event == Event::Notified {
             if let Some(vq) = self.vq(cx) {
-                self.receive(&vq);
+                self.receive(cx, &vq);
             }
         }
     }

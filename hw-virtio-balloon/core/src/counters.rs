@@ -25,6 +25,21 @@ pub struct Counters {
     /// How often the host had no memory to populate pages that leave the
     /// balloon
     pub populate_errors: u64,
+    /// Ranges that the driver has reported as free, and that the device has
+    /// tried to discard
+    pub reports: u64,
+    /// Size of those ranges in bytes
+    pub bytes_reported: u64,
+    /// Ranges that the driver has reported as free, and that the device has not
+    /// tried to discard
+    pub reports_ignored: u64,
+    /// Ranges that the driver has given as hints, and that migration need not
+    /// send
+    pub hints: u64,
+    /// How often the driver was asked for statistics
+    pub stats_requests: u64,
+    /// How often the driver has sent statistics
+    pub stats_answers: u64,
 }
 
 /// What the property shows in addition to the counters
@@ -50,7 +65,7 @@ pub fn count(counter: &mut u64, n: u64) {
 
 impl Counters {
     /// Names and values of the members of the `balloon-counters` property
-    pub const fn members(&self, state: &State) -> [(&'static CStr, u64); 13] {
+    pub const fn members(&self, state: &State) -> [(&'static CStr, u64); 19] {
         [
             (c"pages-inflated", self.pages_inflated),
             (c"pages-deflated", self.pages_deflated),
@@ -65,6 +80,12 @@ impl Counters {
             (c"waiting-for-memory", state.waiting_for_memory as u64),
             (c"oom-holds", state.oom_holds),
             (c"oom-hold-active", state.oom_hold_active as u64),
+            (c"reports", self.reports),
+            (c"bytes-reported", self.bytes_reported),
+            (c"reports-ignored", self.reports_ignored),
+            (c"hints", self.hints),
+            (c"stats-requests", self.stats_requests),
+            (c"stats-answers", self.stats_answers),
         ]
     }
 }
@@ -84,6 +105,12 @@ mod tests {
             discard_errors: 6,
             bad_pfns: 7,
             populate_errors: 8,
+            reports: 12,
+            bytes_reported: 13,
+            reports_ignored: 14,
+            hints: 15,
+            stats_requests: 16,
+            stats_answers: 17,
         };
         let state = State {
             pages_deflated_unasked: 9,
@@ -94,7 +121,8 @@ mod tests {
         };
         let mut values = counters.members(&state).map(|(_, value)| value);
         values.sort_unstable();
-        assert_eq!(values, [0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
+        let expected: Vec<u64> = [0, 1].into_iter().chain(1..=17).collect();
+        assert_eq!(values.as_slice(), expected);
     }
 
     #[test]

@@ -57,6 +57,8 @@ pub struct Processed<E> {
     pub elem: E,
     /// The element has a command that is too short
     pub bad_command: bool,
+    /// How many of its buffers were passed on as hints
+    pub hints: usize,
 }
 
 /// What the I/O thread and the main loop share
@@ -172,6 +174,7 @@ impl<E: HintElement> HintExchange<E> {
             self.finish(Processed {
                 elem,
                 bad_command: command == Command::Bad,
+                hints: index,
             });
         }
     }
@@ -234,6 +237,7 @@ impl<E: HintElement> HintExchange<E> {
             Processed {
                 elem,
                 bad_command: command == Command::Bad,
+                hints: 0,
             }
         }));
         done

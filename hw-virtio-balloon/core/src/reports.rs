@@ -48,6 +48,9 @@ pub trait ReportPort: Port {
     /// consist of whole host pages of RAM.
     fn range(&self, elem: &Self::Element, buffer: usize) -> Option<ReportedRange>;
 
+    /// A number of buffers is returned without having been discarded.
+    fn ignored(&self, buffers: usize);
+
     /// Discard pieces of the buffers of elements.  Their offsets and lengths are
     /// multiples of the host page size.
     fn discard(&self, elements: &[Self::Element], pieces: &[Piece]);
@@ -146,14 +149,18 @@ impl<E> ReportWork<E> {
         let Some(elem) = self.elements.last() else {
             return true;
         };
+        let buffers = port.buffers(elem);
         if !port.may_discard() {
+            port.ignored(buffers - self.buffer);
             return true;
         }
         let element = self.elements.len() - 1;
-        let buffers = port.buffers(elem);
 
         while self.buffer < buffers && !budget.is_discard_spent() {
             let range = port.range(elem, self.buffer);
+            if range.is_none() {
+                port.ignored(1);
+            }
             let (len, page_size) = range.map_or((0, 1), |r| (r.len, r.page_size));
             let cheap = range.is_some_and(|r| r.cheap);
             let left = len.saturating_sub(self.done);
