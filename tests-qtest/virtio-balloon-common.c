@@ -557,6 +557,21 @@ uint64_t get_counter(Balloon *b, const char *name)
     return value;
 }
 
+QDict *get_status(Balloon *b)
+{
+    return qtest_qmp_assert_success_ref(
+        b->qts, "{ 'execute': 'qom-get', 'arguments': { 'path': %s,"
+        " 'property': 'balloon-status' } }", BALLOON_PATH);
+}
+
+void assert_summary(Balloon *b, const char *expected)
+{
+    QDict *status = get_status(b);
+
+    g_assert_cmpstr(qdict_get_str(status, "summary"), ==, expected);
+    qobject_unref(status);
+}
+
 void stop_vm(Balloon *b)
 {
     qtest_qmp_assert_success(b->qts, "{ 'execute': 'stop' }");

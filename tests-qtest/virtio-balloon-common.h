@@ -235,6 +235,15 @@ void set_balloon(Balloon *b, uint64_t value);
 /* A member of balloon-counters, a property of the Rust implementation */
 uint64_t get_counter(Balloon *b, const char *name);
 
+/*
+ * The value of balloon-status, a property of the Rust implementation; the
+ * caller has to release it
+ */
+QDict *get_status(Balloon *b);
+
+/* Check the member "summary" of balloon-status. */
+void assert_summary(Balloon *b, const char *expected);
+
 void stop_vm(Balloon *b);
 void continue_vm(Balloon *b);
 

@@ -426,6 +426,8 @@ static void assert_waits(Balloon *b)
         qtest_clock_step(b->qts, 2 * SECOND);
         assert_not_used(b, DVQ);
         g_assert_cmpint(get_counter(b, "waiting-for-memory"), ==, 1);
+        assert_summary(b, "the host has no memory for pages that leave the"
+                       " balloon, and the guest waits");
         /* The device tries again. */
         WAIT_FOR(get_counter(b, "populate-errors") > errors);
         errors = get_counter(b, "populate-errors");

@@ -218,6 +218,10 @@ static void assert_shown(Balloon *b, uint32_t pages, bool holds)
 {
     g_assert_cmpint(config_readl(b, CFG(num_pages)), ==, pages);
     g_assert_cmpint(get_counter(b, "oom-hold-active"), ==, holds);
+    if (holds) {
+        assert_summary(b, "the guest was out of memory and has deflated the"
+                       " balloon: it is asked again later");
+    }
 }
 
 /* Let time pass until the hold ends, and the target is shown again. */

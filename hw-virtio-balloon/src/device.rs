@@ -4,6 +4,7 @@
 //! parts
 
 mod size;
+mod status;
 mod vmstate;
 
 use std::ffi::CStr;
@@ -175,12 +176,16 @@ impl VirtIOBalloon {
         self.stats.set_poll_interval(v, name)
     }
 
+    /// Whether the guest waits for memory of the host
+    fn waits_for_memory(&self) -> bool {
+        self.deflate.waits_for_memory() || self.repopulation.waits_for_memory()
+    }
+
     fn get_counters(&self, v: &Visitor, name: &CStr) -> Result<()> {
         let members = self.memory.counters().members(&State {
             pages_deflated_unasked: self.unasked(),
             partial_host_pages: self.memory.partial_host_pages(),
-            waiting_for_memory: self.deflate.waits_for_memory()
-                || self.repopulation.waits_for_memory(),
+            waiting_for_memory: self.waits_for_memory(),
             oom_holds: self.oom_hold.count(),
             oom_hold_active: self.oom_hold.is_active(),
         });
@@ -383,11 +388,10 @@ impl ObjectImpl for VirtIOBalloon {
     });
     const INSTANCE_POST_INIT: Option<fn(&Self)> = Some(Self::post_init);
     const CLASS_INIT: fn(&mut Self::Class) = Self::Class::class_init::<Self>;
-    const CLASS_PROPERTIES: &'static [ObjectProperty<Self>] =
-        &[
-            ObjectProperty::new(c"balloon-counters", c"balloon counters")
-                .getter(&Self::get_counters),
-        ];
+    const CLASS_PROPERTIES: &'static [ObjectProperty<Self>] = &[
+        ObjectProperty::new(c"balloon-counters", c"balloon counters").getter(&Self::get_counters),
+        ObjectProperty::new(c"balloon-status", c"balloon status").getter(&Self::get_status),
+    ];
 }
 
 impl DeviceImpl for VirtIOBalloon {

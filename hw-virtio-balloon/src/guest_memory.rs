@@ -17,6 +17,7 @@ use virtio_balloon_core::{
     pages::Tally,
     runs::Run,
     spec::pfn_to_gpa,
+    status::Inhibitor,
     BALLOON_PAGE_SIZE,
 };
 
@@ -32,6 +33,21 @@ pub fn is_discard_inhibited() -> bool {
     ram_block_discard_is_disabled()
         || migration_in_incoming_postcopy()
         || migration_in_bg_snapshot()
+}
+
+/// The reasons for which [`is_discard_inhibited`] is true
+pub fn inhibitors() -> Vec<Inhibitor> {
+    [
+        (ram_block_discard_is_disabled(), Inhibitor::PinnedMemory),
+        (
+            migration_in_incoming_postcopy(),
+            Inhibitor::IncomingPostcopy,
+        ),
+        (migration_in_bg_snapshot(), Inhibitor::BackgroundSnapshot),
+    ]
+    .into_iter()
+    .filter_map(|(applies, inhibitor)| applies.then_some(inhibitor))
+    .collect()
 }
 
 /// The text that C prints for an error of the operating system

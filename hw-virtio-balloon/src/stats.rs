@@ -20,6 +20,7 @@ use virtio_balloon_core::{
     engine::Event,
     spec::VIRTIO_BALLOON_F_STATS_VQ,
     stats::{check_poll_interval, Stats},
+    status::{Driver, StatsState},
 };
 
 use crate::part::{Context, Part};
@@ -35,10 +36,37 @@ pub struct GuestStats {
     poll_interval: BqlCell<u32>,
     /// Armed only while statistics are polled
     timer: Timer,
+    /// When the driver was asked for statistics, in milliseconds of the virtual
+    /// clock; `None` if it has answered
+    asked: BqlCell<Option<u64>>,
 }
 
 impl GuestStats {
     pub const TIMER: Field<Self, Timer> = field!(Self, timer);
+
+    /// The interval at which statistics are polled, in seconds
+    pub fn poll_interval(&self) -> u32 {
+        self.poll_interval.get()
+    }
+
+    /// When the driver last sent statistics, in seconds since the Unix epoch; 0
+    /// if it never did
+    pub fn last_update(&self) -> i64 {
+        self.latest.borrow().last_update
+    }
+
+    /// Whether the driver sends statistics
+    pub fn state(&self, cx: &Context<'_>, driver: Driver) -> StatsState {
+        if driver != Driver::Ready || !cx.vdev.has_feature(VIRTIO_BALLOON_F_STATS_VQ) {
+            StatsState::Unsupported
+        } else if let Some(asked) = self.asked.get() {
+            StatsState::Asked(CLOCK_VIRTUAL.get_ms().saturating_sub(asked) / 1000)
+        } else if self.last_update() == 0 {
+            StatsState::NeverSent
+        } else {
+            StatsState::Answered
+        }
+    }
 
     /// Forget all statistics.
     pub fn forget(&self) {
@@ -71,6 +99,7 @@ impl GuestStats {
     fn receive(&self, cx: &Context<'_>, vq: &VirtQueue<'_>) {
         if let Some(elem) = vq.pop() {
             cx.memory.count(|c| count(&mut c.stats_answers, 1));
+            self.asked.set(None);
             // The host's clock is fine here: only the user sees the time
             let now = SystemTime::now()
                 .duration_since(UNIX_EPOCH)
@@ -119,6 +148,7 @@ impl GuestStats {
         if cx.vdev.has_feature(VIRTIO_BALLOON_F_STATS_VQ) {
             if let Some(elem) = self.take_element() {
                 cx.memory.count(|c| count(&mut c.stats_requests, 1));
+                self.asked.set(Some(CLOCK_VIRTUAL.get_ms()));
                 elem.push(0);
                 if let Some(vq) = self.vq(cx) {
                     vq.notify();
@@ -199,6 +229,7 @@ impl Part for GuestStats {
     }
 
     fn drop_elements(&self) {
+        self.asked.set(None);
         drop(self.take_element());
     }
 }

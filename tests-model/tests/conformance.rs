@@ -4,6 +4,18 @@
 
 use std::{ffi::OsStr, fs, path::Path};
 
+use virtio_balloon_core::status::Summary;
+
+/// The sentences of `balloon-status` are in docs/status.md, in the same order.
+#[test]
+fn sentences_are_documented() {
+    let document = include_str!("../../docs/status.md");
+    let rows = document.split("| sentence |").nth(1).unwrap();
+    let sentences = rows.lines().skip(2).map_while(|row| row.split('|').nth(1));
+    let ours = Summary::ALL.map(|summary| summary.text().to_str().unwrap());
+    assert!(sentences.map(str::trim).eq(ours));
+}
+
 const DOCUMENT: &str = include_str!("../../docs/conformance.md");
 
 /// Directories with tests

@@ -24,6 +24,7 @@ pub mod reports;
 pub mod runs;
 pub mod spec;
 pub mod stats;
+pub mod status;
 
 pub use spec::BALLOON_PAGE_SIZE;
 

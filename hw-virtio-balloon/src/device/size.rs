@@ -18,7 +18,7 @@ use crate::trace::{
 };
 
 impl VirtIOBalloon {
-    fn ram_size() -> u64 {
+    pub(super) fn ram_size() -> u64 {
         MachineState::current().map_or(0, MachineState::current_ram_size)
     }
 

@@ -117,6 +117,21 @@ where
         unsafe { (*self.upcast::<VirtIODevice>().as_ptr()).vm_running }
     }
 
+    /// The status register: what the driver has done so far to use the device
+    fn status(&self) -> u8 {
+        assert!(bql::is_locked());
+        // SAFETY: as in vm_running()
+        unsafe { (*self.upcast::<VirtIODevice>().as_ptr()).status }
+    }
+
+    /// Whether the device does nothing until it is reset, because of a mistake
+    /// of the driver; see [`error`](Self::error)
+    fn is_broken(&self) -> bool {
+        assert!(bql::is_locked());
+        // SAFETY: as in vm_running()
+        unsafe { (*self.upcast::<VirtIODevice>().as_ptr()).broken }
+    }
+
     /// Whether multi-byte values in the queues are big endian.  They are not if
     /// `VIRTIO_F_VERSION_1` was negotiated; otherwise they have the endianness
     /// of the guest.

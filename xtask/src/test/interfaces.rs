@@ -16,7 +16,12 @@ use crate::{
 };
 
 /// Properties that only the Rust device has, on the device and on its proxies
-const RUST_ONLY_PROPERTIES: &[&str] = &["balloon-counters", "huge-pages", "oom-hold-time"];
+const RUST_ONLY_PROPERTIES: &[&str] = &[
+    "balloon-counters",
+    "balloon-status",
+    "huge-pages",
+    "oom-hold-time",
+];
 
 /// Check that both devices look the same to users and management tools.
 pub fn compare_interfaces(env: &Env, a: &Build, b: &Build) -> Result<Count> {

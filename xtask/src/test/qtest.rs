@@ -32,7 +32,11 @@ pub fn balloon_tests(device: Device, target: Target) -> Vec<&'static str> {
             "virtio-balloon-stats-test",
         ]);
         if device == Device::Rust {
-            tests.extend(["virtio-balloon-messages-test", "virtio-balloon-oom-test"]);
+            tests.extend([
+                "virtio-balloon-messages-test",
+                "virtio-balloon-oom-test",
+                "virtio-balloon-status-test",
+            ]);
         }
     }
     tests
