@@ -273,8 +273,8 @@ class VirtioBalloonMemory(BalloonMigrationTest):
                             timeout=60)
         self.assertEqual(out.split()[::2], [checksum, checksum])
         self.assertEqual(self.actual(), self.TARGET + self.DEFLATED)
-        # Otherwise, the guest has written somewhere else
-        self.assertGreater(after[0], before + self.WRITTEN * 9 // 10)
+        # Otherwise, much of it went to pages that already had memory
+        self.assertGreater(after[0], before + self.WRITTEN * 3 // 4)
         for value in after:
             self.check_near(value, before + self.WRITTEN)
 

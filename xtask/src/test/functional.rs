@@ -11,6 +11,7 @@ use crate::{
     build::{build_both, Build, Device},
     env::Env,
     guest::{self, policy, Assets},
+    hugepages::HugePages,
     version::KERNELS,
 };
 
@@ -100,6 +101,8 @@ pub fn functional(
             kernels.truncate(1);
         }
     }
+    // for two guests with 512 MiB each
+    let _pages = HugePages::reserve(env, 512);
     let builds @ [c, rust] = &build_both(env)?;
     let stock = guest::stock_qemu(env);
 
@@ -125,6 +128,7 @@ pub fn functional(
             }
             if only.is_none() && build.device == Device::Rust {
                 args.push("func-x86_64-virtio_balloon_migration");
+                args.push("func-x86_64-virtio_balloon_memory");
                 vars.push(("BALLOON_QEMU_C", c.qemu()));
                 vars.push(("BALLOON_QEMU_RUST", rust.qemu()));
                 if let Some((stock, _)) = &stock {
@@ -166,7 +170,7 @@ pub fn functional(
     Ok(count)
 }
 
-/// Show the table of migrations, which is in the log of the test.
+/// Show the tables of migrations, which are in the logs of the tests.
 fn print_matrix(build: &Build) -> Result<()> {
     let log = fs::read_to_string(build.dir.join("meson-logs/testlog-thorough.txt"))?;
     for line in log.lines() {
