@@ -679,6 +679,50 @@ static void test_migrate(const void *data)
     balloon_quit(b);
 }
 
+/* How many huge pages the guest's memory consists of at the moment */
+static int huge_pages_in_use(Balloon *b)
+{
+    g_autofree char *dir = g_strdup_printf("/proc/%d/fd", (int)qtest_pid(b->qts));
+    g_autoptr(GDir) fds = g_dir_open(dir, 0, NULL);
+    const char *name;
+
+    g_assert_nonnull(fds);
+    while ((name = g_dir_read_name(fds))) {
+        g_autofree char *path = g_build_filename(dir, name, NULL);
+        g_autofree char *file = g_file_read_link(path, NULL);
+        struct stat st;
+
+        if (file && g_str_has_prefix(file, "/memfd:memory-backend-memfd") &&
+            stat(path, &st) == 0) {
+            return st.st_blocks * 512 / HUGE_PAGE;
+        }
+    }
+    g_assert_not_reached();
+}
+
+/*
+ * The destination does not know which pages of the balloon have no memory, but
+ * allocates it before they leave the balloon.
+ */
+static void test_migrate_deflate(const void *data)
+{
+    Balloon *b = balloon_start(data, ON HUGE_OPTIONS);
+    uint64_t mem = alloc_huge_pages(b, 4);
+    int in_use = huge_pages_in_use(b);
+
+    send_ranges(b, IVQ, mem, 4 * PARTS);
+    g_assert_cmpint(huge_pages_in_use(b), ==, in_use - 4);
+
+    b = balloon_migrate(b, ON HUGE_OPTIONS);
+    in_use = huge_pages_in_use(b);
+    send_range(b, DVQ, mem, 10);
+    g_assert_cmpint(huge_pages_in_use(b), ==, in_use + 1);
+    send_ranges(b, DVQ, mem, 4 * PARTS);
+    g_assert_cmpint(huge_pages_in_use(b), ==, in_use + 4);
+    assert_pages(b, mem, "00");
+    balloon_quit(b);
+}
+
 /*
  * Source and destination need the property, because the driver has accepted the
  * feature.
@@ -710,6 +754,7 @@ static const TransportTest rust_tests[] = {
     { "huge-pages/pool-reset-stopped", test_pool_reset_stopped,
       .huge_vms = 1 },
     { "huge-pages/migrate", test_migrate, .huge_vms = 2 },
+    { "huge-pages/migrate-deflate", test_migrate_deflate, .huge_vms = 2 },
     { "huge-pages/migrate-without", test_migrate_without, .huge_vms = 2 },
 };
 

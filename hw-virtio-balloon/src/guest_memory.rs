@@ -101,6 +101,9 @@ pub struct GuestMemory {
     /// The host pages that were in the balloon when the device was reset, and
     /// may not have been populated since then
     lost: BqlRefCell<Vec<(RamBlockId, HostPages)>>,
+    /// The device was migrated, so it does not know which of the host pages in
+    /// the balloon were discarded at the source.
+    arrived: BqlCell<bool>,
     listener: MemoryListener,
     counters: BqlCell<Counters>,
     deflation: BqlCell<Deflation>,
@@ -142,8 +145,14 @@ impl GuestMemory {
         host_pages.iter().map(|(_, pages)| pages.partial()).sum()
     }
 
+    /// The device was migrated to this QEMU.
+    pub fn arrive(&self) {
+        self.arrived.set(true);
+    }
+
     /// The device was reset, and the balloon is empty.
     pub fn reset(&self) {
+        self.arrived.set(false);
         let known = std::mem::take(&mut *self.host_pages.borrow_mut());
         let lost = known.into_iter().filter(|(_, p)| p.discarded() > 0);
         self.lost.borrow_mut().extend(lost);
@@ -444,12 +453,20 @@ impl<'a> DiscardBatch<'a> {
             }
             // What was discarded is a hole, in which the host has nothing to read
             // ahead.  So unlike C, do not advise it of MADV_WILLNEED.
-            Direction::Deflate => self.memory.with_host_pages(block.id(), |known| {
-                known.remove(first, len, |offset, length| {
+            Direction::Deflate => {
+                let mut push = |offset, length| {
                     ranges.push(RAMBlockRange { offset, length });
                     budget.charge_range(length, false);
-                });
-            }),
+                };
+                self.memory
+                    .with_host_pages(block.id(), |known| known.remove(first, len, &mut push));
+                if self.memory.arrived.get()
+                    && self.remember == Remember::Always
+                    && block.page_size() > BALLOON_PAGE_SIZE
+                {
+                    push(first, len);
+                }
+            }
         }
         tally
     }

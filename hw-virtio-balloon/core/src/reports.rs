@@ -151,7 +151,7 @@ impl<E> ReportWork<E> {
         };
         let buffers = port.buffers(elem);
         if !port.may_discard() {
-            port.ignored(buffers - self.buffer);
+            port.ignored(buffers.saturating_sub(self.buffer));
             return true;
         }
         let element = self.elements.len() - 1;

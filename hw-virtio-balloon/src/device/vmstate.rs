@@ -20,6 +20,7 @@ impl VirtIOBalloon {
         self.oom_hold
             .post_load(&config, self.num_pages.get(), self.oom_hold_time);
         self.restart_deflation(self.actual.get());
+        self.memory.arrive();
         self.incoming.set(true);
         Ok(())
     }
