@@ -682,7 +682,8 @@ static void test_migrate(const void *data)
 /* How many huge pages the guest's memory consists of at the moment */
 static int huge_pages_in_use(Balloon *b)
 {
-    g_autofree char *dir = g_strdup_printf("/proc/%d/fd", (int)qtest_pid(b->qts));
+    g_autofree char *dir =
+        g_strdup_printf("/proc/%d/fd", (int)qtest_pid(b->qts));
     g_autoptr(GDir) fds = g_dir_open(dir, 0, NULL);
     const char *name;
 
