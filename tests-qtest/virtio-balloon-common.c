@@ -557,6 +557,14 @@ uint64_t get_counter(Balloon *b, const char *name)
     return value;
 }
 
+void set_stats_interval(Balloon *b, int64_t seconds)
+{
+    qtest_qmp_assert_success(
+        b->qts, "{ 'execute': 'qom-set', 'arguments': { 'path': %s,"
+        " 'property': 'guest-stats-polling-interval', 'value': %" PRId64
+        " } }", BALLOON_PATH, seconds);
+}
+
 QDict *get_status(Balloon *b)
 {
     return qtest_qmp_assert_success_ref(

@@ -232,6 +232,9 @@ void assert_pages(Balloon *b, uint64_t addr, const char *expected);
 int64_t query_balloon(Balloon *b);
 void set_balloon(Balloon *b, uint64_t value);
 
+/* Poll the driver's statistics; 0 to stop */
+void set_stats_interval(Balloon *b, int64_t seconds);
+
 /* A member of balloon-counters, a property of the Rust implementation */
 uint64_t get_counter(Balloon *b, const char *name);
 

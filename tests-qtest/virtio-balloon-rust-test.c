@@ -49,10 +49,7 @@ static void test_stats_counters(const void *data)
 
     g_assert_cmpint(get_counter(b, "stats-answers"), ==, 1);
     g_assert_cmpint(get_counter(b, "stats-requests"), ==, 0);
-    qtest_qmp_assert_success(b->qts, "{ 'execute': 'qom-set', 'arguments': {"
-                             " 'path': '/machine/peripheral/balloon',"
-                             " 'property': 'guest-stats-polling-interval',"
-                             " 'value': 1 } }");
+    set_stats_interval(b, 1);
     qtest_clock_step(b->qts, 1);
     wait_used(b, SVQ, head);
     g_assert_cmpint(get_counter(b, "stats-requests"), ==, 1);

@@ -25,14 +25,6 @@ static QDict *try_set_interval(Balloon *b, int64_t value)
                      BALLOON_PATH, INTERVAL, value);
 }
 
-static void set_interval(Balloon *b, int64_t value)
-{
-    QDict *resp = try_set_interval(b, value);
-
-    g_assert_true(qdict_haskey(resp, "return"));
-    qobject_unref(resp);
-}
-
 static int64_t get_interval(Balloon *b, const char *path)
 {
     QDict *resp = qtest_qmp(
@@ -142,7 +134,7 @@ static void test_stats(const void *data)
     /* The device keeps the buffer, because polling is disabled */
     assert_not_used(b, SVQ);
 
-    set_interval(b, 10);
+    set_stats_interval(b, 10);
     g_assert_cmpint(get_interval(b, backend_path(b->t)), ==, 10);
     g_assert_cmpint(get_interval(b, BALLOON_PATH), ==, 10);
     /* The device polls at once, */
@@ -174,7 +166,7 @@ static void test_stats(const void *data)
     /* Polling is disabled */
     head = send_stats(b, stats + 3, 1);
     sync_stats(b, names[6], 66);
-    set_interval(b, 0);
+    set_stats_interval(b, 0);
     qtest_clock_step(b->qts, 100 * SECOND);
     assert_not_used(b, SVQ);
     balloon_quit(b);
@@ -187,7 +179,7 @@ static void test_stats_interval(const void *data)
     uint32_t head = send_stats(b, stats, 1);
 
     sync_stats(b, "stat-free-memory", 44);
-    set_interval(b, 100);
+    set_stats_interval(b, 100);
     qtest_clock_step(b->qts, 1000);
     wait_used(b, SVQ, head);
     stats[0] = stat_entry(4, 45);
@@ -196,7 +188,7 @@ static void test_stats_interval(const void *data)
 
     /* A shorter interval counts from now */
     qtest_clock_step(b->qts, 50 * SECOND);
-    set_interval(b, 5);
+    set_stats_interval(b, 5);
     qtest_clock_step(b->qts, 4 * SECOND);
     assert_not_used(b, SVQ);
     qtest_clock_step(b->qts, 2 * SECOND);
@@ -206,7 +198,7 @@ static void test_stats_interval(const void *data)
                  "timer value must be greater than zero");
     assert_error(try_set_interval(b, 4294967296), "timer value is too big");
     g_assert_cmpint(get_interval(b, BALLOON_PATH), ==, 5);
-    set_interval(b, 4294967295);
+    set_stats_interval(b, 4294967295);
     g_assert_cmpint(get_interval(b, BALLOON_PATH), ==, 4294967295);
     balloon_quit(b);
 }
@@ -223,7 +215,7 @@ static void test_stats_twice(const void *data)
     wait_used(b, SVQ, first);
     assert_stat(b, "stat-swap-in", 2);
     assert_not_used(b, SVQ);
-    set_interval(b, 1);
+    set_stats_interval(b, 1);
     qtest_clock_step(b->qts, 1000);
     wait_used(b, SVQ, second);
     balloon_quit(b);
@@ -261,7 +253,7 @@ static void test_stats_reset(const void *data)
     /* The device has a buffer. A reset by the driver drops it, */
     balloon_restart(b, F_BALLOON);
     assert_stat(b, "stat-minor-faults", 33);
-    set_interval(b, 1);
+    set_stats_interval(b, 1);
     qtest_clock_step(b->qts, 5 * SECOND);
     assert_not_used(b, SVQ);
     head = send_stats(b, stats, 1);
@@ -289,7 +281,7 @@ static void test_stats_in_only(const void *data)
     assert_stat(b, "stat-free-memory", UNSET);
     /* The device keeps the buffer, and returns it when it polls. */
     assert_not_used(b, SVQ);
-    set_interval(b, 1);
+    set_stats_interval(b, 1);
     qtest_clock_step(b->qts, 1000);
     wait_used(b, SVQ, head);
 
@@ -314,7 +306,7 @@ static void test_stop_cont(const void *data)
     g_assert_cmpint(config_readl(b, CFG(num_pages)), ==, RAM_SIZE / 2 / PAGE);
 
     assert_not_used(b, SVQ);
-    set_interval(b, 1);
+    set_stats_interval(b, 1);
     qtest_clock_step(b->qts, 1000);
     wait_used(b, SVQ, head);
     send_pfns(b, IVQ, &(uint32_t){ pfn(mem) + 1 }, 1);
@@ -333,7 +325,7 @@ static void test_stats_migrate(const void *data)
     b = balloon_migrate(b, "");
     sync_stats(b, "stat-swap-out", 11);
     assert_not_used(b, SVQ);
-    set_interval(b, 1);
+    set_stats_interval(b, 1);
     qtest_clock_step(b->qts, 1000);
     wait_used(b, SVQ, head);
     balloon_quit(b);

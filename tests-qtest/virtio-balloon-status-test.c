@@ -131,10 +131,7 @@ static void test_stats(const void *data)
     assert_summary(b, GOOD);
     head = submit(b, SVQ, addr, sizeof(none), false);
     assert_stats(b, "answered", -1);
-    qtest_qmp_assert_success(b->qts, "{ 'execute': 'qom-set', 'arguments': {"
-                             " 'path': %s, 'value': 3,"
-                             " 'property': 'guest-stats-polling-interval' } }",
-                             BALLOON_PATH);
+    set_stats_interval(b, 3);
     qtest_clock_step(b->qts, 1);
     wait_used(b, SVQ, head);
     assert_stats(b, "asked", 0);

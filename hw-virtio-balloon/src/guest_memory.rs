@@ -30,9 +30,7 @@ use crate::trace::{
 /// postcopy, and while a background snapshot is taken
 #[doc(alias = "virtio_balloon_inhibited")]
 pub fn is_discard_inhibited() -> bool {
-    ram_block_discard_is_disabled()
-        || migration_in_incoming_postcopy()
-        || migration_in_bg_snapshot()
+    !inhibitors().is_empty()
 }
 
 /// The reasons for which [`is_discard_inhibited`] is true

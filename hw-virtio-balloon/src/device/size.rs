@@ -41,14 +41,19 @@ impl VirtIOBalloon {
             .with_deflation(|deflation| deflation.restart(size, target));
     }
 
-    pub(super) fn get_config(&self, data: &mut [u8]) {
-        let (target, actual) = (self.num_pages.get(), self.actual.get());
+    /// The number of pages that the driver is asked to have in the balloon
+    pub(super) fn shown_pages(&self) -> u32 {
         // `actual` can be too large while a legacy driver writes it byte by
         // byte.
-        let size = actual.min(self.memory.with_deflation(|d| d.level()));
+        let level = self.memory.with_deflation(|d| d.level());
+        let size = self.actual.get().min(level);
+        self.oom_hold.shown(self.num_pages.get(), size)
+    }
+
+    pub(super) fn get_config(&self, data: &mut [u8]) {
         let config = Config {
-            num_pages: self.oom_hold.shown(target, size),
-            actual,
+            num_pages: self.shown_pages(),
+            actual: self.actual.get(),
             free_page_hint_cmd_id: self.hinting.config_cmd_id(),
             poison_val: self.poison_val.get(),
         };

@@ -19,15 +19,13 @@ impl VirtIOBalloon {
     /// Getter of the `balloon-status` property
     pub(super) fn get_status(&self, v: &Visitor, name: &CStr) -> Result<()> {
         let ram_size = Self::ram_size();
-        let (pages, actual) = (self.num_pages.get(), self.actual.get());
-        let size = actual.min(self.memory.with_deflation(|d| d.level()));
         let driver = Driver::new(self.status(), self.is_broken());
         let inhibitors = inhibitors();
         let status = Status {
             vm_running: self.vm_running(),
             driver,
-            target: pages_to_actual(ram_size, pages),
-            shown_target: pages_to_actual(ram_size, self.oom_hold.shown(pages, size)),
+            target: pages_to_actual(ram_size, self.num_pages.get()),
+            shown_target: pages_to_actual(ram_size, self.shown_pages()),
             actual: self.balloon_actual(),
             stats: self.stats.state(&self.context(), driver),
             inhibitors: &inhibitors,
