@@ -187,12 +187,15 @@ impl GuestMemory {
     ) {
         let page_size = block.page_size();
         let mut all = self.host_pages.borrow_mut();
-        // A block that was unplugged may have had the same ID, and another page
-        // size.
-        all.retain(|(id, pages)| *id != block.id() || pages.host_page_size() == page_size);
-        if let Some((_, pages)) = all.iter_mut().find(|(id, _)| *id == block.id()) {
+        if let Some((_, pages)) = all
+            .iter_mut()
+            .find(|(id, pages)| *id == block.id() && pages.host_page_size() == page_size)
+        {
             pages.insert(offset, len, gpa, discard);
         } else if let Some(mut pages) = HostPages::new(page_size) {
+            // A block that was unplugged may have had the same ID, and another
+            // page size.
+            all.retain(|(id, _)| *id != block.id());
             pages.insert(offset, len, gpa, discard);
             all.push((block.id(), pages));
         }
@@ -311,6 +314,8 @@ pub struct DiscardBatch<'a> {
     /// The section that was looked up last, with the ranges; holds a reference
     /// to the block
     section: Option<MemoryRegionSection>,
+    /// Whether the section is RAM that the guest can write to
+    is_ram: bool,
     /// Ranges to discard or to populate
     ranges: Vec<RAMBlockRange>,
     /// The host did not have enough memory for some of the ranges to populate.
@@ -330,6 +335,7 @@ impl<'a> DiscardBatch<'a> {
             inhibited,
             remember,
             section: None,
+            is_ram: false,
             ranges: Vec::new(),
             failed: false,
         }
@@ -350,6 +356,10 @@ impl<'a> DiscardBatch<'a> {
                 self.flush();
                 // Up to the end of the region, as the next run is probably in it, too
                 self.section = MemoryRegionSection::find(gpa, u64::MAX - gpa);
+                self.is_ram = self.section.as_ref().is_some_and(|section| {
+                    let region = section.region();
+                    region.is_ram() && !region.is_rom() && !region.is_romd()
+                });
             }
             let Some(section) = &self.section else {
                 tally += Self::skip(gpa, end);
@@ -362,8 +372,7 @@ impl<'a> DiscardBatch<'a> {
             let last = section_end - section_end % BALLOON_PAGE_SIZE;
             let next = section_end.next_multiple_of(BALLOON_PAGE_SIZE);
 
-            let region = section.region();
-            if region.is_ram() && !region.is_rom() && !region.is_romd() && first < last {
+            if self.is_ram && first < last {
                 tally += Self::skip(gpa, first);
                 tally += self.add_ram(first, last, budget);
                 tally += Self::skip(last, next);
@@ -376,10 +385,16 @@ impl<'a> DiscardBatch<'a> {
     }
 
     /// Guest-physical addresses, in bytes, at which there is no RAM
+    #[inline]
     fn skip(start: u64, end: u64) -> Tally {
         if start >= end {
             return Tally::default();
         }
+        Self::bad(start, end)
+    }
+
+    #[cold]
+    fn bad(start: u64, end: u64) -> Tally {
         log_mask_ln!(
             Log::GuestError,
             "virtio-balloon: no RAM at {start:#x} to {:#x}",

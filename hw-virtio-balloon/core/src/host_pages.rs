@@ -83,6 +83,13 @@ const fn mask(range: &Range<u64>, start: u64) -> u64 {
     mask
 }
 
+impl HostPage {
+    /// Whether it is neither discarded nor in the balloon
+    const fn is_unused(&self) -> bool {
+        !self.discarded && matches!(self.parts, Parts::None)
+    }
+}
+
 impl Parts {
     const fn is_partial(&self) -> bool {
         matches!(self, Self::Some { .. })
@@ -239,6 +246,7 @@ impl HostPages {
         let range = pages(offset, len);
         let touched = range.start / per..range.end.div_ceil(per);
         let mut pending: Option<Range<u64>> = None;
+        let mut unused = false;
 
         for (&index, page) in self.pages.range_mut(touched.clone()) {
             let part = range.start.max(index * per) - index * per
@@ -252,11 +260,14 @@ impl HostPages {
                     populate(done.start * size, (done.end - done.start) * size);
                 }
             }
+            unused |= page.is_unused();
         }
         if let Some(done) = pending {
             populate(done.start * size, (done.end - done.start) * size);
         }
-        self.forget_unused(touched);
+        if unused {
+            self.forget_unused(touched);
+        }
     }
 
     /// The host pages at `[offset, offset + len)`, in bytes, were populated.
@@ -272,11 +283,10 @@ impl HostPages {
     /// Remove the entries of host pages that are neither discarded nor in the
     /// balloon.
     fn forget_unused(&mut self, range: Range<u64>) {
-        let unused = |page: &HostPage| !page.discarded && matches!(page.parts, Parts::None);
         let unused: Vec<u64> = self
             .pages
             .range(range)
-            .filter_map(|(index, page)| unused(page).then_some(*index))
+            .filter_map(|(index, page)| page.is_unused().then_some(*index))
             .collect();
         for index in unused {
             self.pages.remove(&index);

@@ -234,16 +234,21 @@ impl Pieces<'_> {
         // This cannot overflow, because the run has more pages than are done.
         let first = run.first + self.done.pages;
         // It is not known yet whether the memory is cheap to discard.
-        let end = u64::from(first) + budget.piece(false) / BALLOON_PAGE_SIZE;
-        // Divide the run at the end of a huge page, if there is one in the
-        // piece.
-        let aligned = end - end % (budget.align / BALLOON_PAGE_SIZE);
-        let end = if aligned > u64::from(first) {
-            aligned
+        let pages = budget.piece(false) / BALLOON_PAGE_SIZE;
+        let last = if u64::from(run.last - first) < pages {
+            run.last
         } else {
-            end
+            // Divide the run at the end of a huge page, if there is one in the
+            // piece.  The piece ends in the run, hence with a 32-bit PFN.
+            let end = u64::from(first) + pages;
+            let aligned = end - end % (budget.align / BALLOON_PAGE_SIZE);
+            let end = if aligned > u64::from(first) {
+                aligned
+            } else {
+                end
+            };
+            u32::try_from(end - 1).unwrap_or(run.last)
         };
-        let last = u32::try_from(end - 1).map_or(run.last, |last| last.min(run.last));
         if last == run.last {
             self.done.run += 1;
             self.done.pages = 0;
