@@ -9,11 +9,11 @@
  */
 
 #include "qemu/osdep.h"
+#include <sys/mman.h>
 #include "qobject/qlist.h"
 #include "qobject/qstring.h"
 #include "virtio-balloon-migration.h"
 
-#define SECOND          1000000000LL
 #define GOOD            "the balloon has the size that was asked for"
 
 /* A member that is a string */
@@ -150,6 +150,317 @@ static void test_stats(const void *data)
     balloon_quit(b);
 }
 
+/*
+ * Memory
+ */
+
+#define LOCKED          "memory is not returned to the host, because it is" \
+                        " locked"
+#define READ_ONLY_FILE  "memory is not returned to the host, because its file" \
+                        " is open for reading only"
+#define HUGE_PAGES      "memory is not returned to the host, because it" \
+                        " consists of huge pages: see huge-pages"
+#define OTHER           " -object memory-backend-ram,id=other,size=64M"
+
+/* The block of a memory backend, and only that, is in the list. */
+static void assert_memory(Balloon *b, int64_t page_size, const char *file,
+                          const char *discarding)
+{
+    QDict *status = get_status(b);
+    QList *memory = qdict_get_qlist(status, "memory");
+    QDict *block = qobject_to(QDict, qlist_entry_obj(qlist_first(memory)));
+
+    g_assert_cmpint(qlist_size(memory), ==, 1);
+    g_assert_cmpint(qdict_get_int(block, "size"), ==, RAM_SIZE);
+    g_assert_cmpint(qdict_get_int(block, "page-size"), ==, page_size);
+    g_assert_cmpstr(qdict_get_str(block, "file"), ==, file);
+    g_assert_cmpstr(qdict_get_str(block, "discarding"), ==, discarding);
+    qobject_unref(status);
+}
+
+typedef struct MemoryCase {
+    const char *options;
+    int64_t page_size;
+    const char *file, *discarding;
+    /* The summary when a page is in the balloon, and should be */
+    const char *summary;
+} MemoryCase;
+
+static void check_memory(const void *data, const MemoryCase *c)
+{
+    Balloon *b = balloon_start(data, c->options);
+    uint64_t addr = alloc_pages(b, 1);
+
+    assert_memory(b, c->page_size, c->file, c->discarding);
+    /* Nobody wants to have memory back. */
+    assert_summary(b, GOOD);
+    set_balloon(b, RAM_SIZE - PAGE);
+    send_pfns(b, IVQ, &(uint32_t){ pfn(addr) }, 1);
+    config_writel(b, CFG(actual), 1);
+    assert_summary(b, c->summary);
+    /* The status tells the truth. */
+    g_assert_cmpint(is_zero(b, addr), ==, g_str_equal(c->summary, GOOD));
+    balloon_quit(b);
+}
+
+#define MEMORY_BACKEND(type, options)                                   \
+    " -object memory-backend-" type ",id=ram0,size=128M" options        \
+    " -machine memory-backend=ram0"
+
+static void test_memory(const void *data)
+{
+    g_autofree char *name = NULL;
+    g_autofree char *private = NULL;
+    int fd = g_file_open_tmp("balloon-XXXXXX", &name, NULL);
+    const MemoryCase cases[] = {
+        { "", PAGE, "none", "pages", GOOD },
+        { MEMORY_BACKEND("memfd", ",share=on"), PAGE, "shared", "pages", GOOD },
+        { NULL, PAGE, "private", "read-only-file", READ_ONLY_FILE },
+    };
+
+    g_assert_cmpint(fd, >=, 0);
+    g_assert_cmpint(ftruncate(fd, RAM_SIZE), ==, 0);
+    close(fd);
+    private = g_strdup_printf(
+        MEMORY_BACKEND("file", ",share=off,readonly=on,rom=off,mem-path=%s"),
+        name);
+    for (int i = 0; i < ARRAY_SIZE(cases); i++) {
+        MemoryCase c = cases[i];
+
+        if (!c.options) {
+            c.options = private;
+        }
+        check_memory(data, &c);
+    }
+    unlink(name);
+}
+
+/* Locking more memory than is allowed would end QEMU. */
+static void test_locked(const void *data)
+{
+    const MemoryCase anonymous = {
+        " -overcommit mem-lock=on", PAGE, "none", "locked", LOCKED
+    };
+    const MemoryCase file = {
+        " -overcommit mem-lock=on" MEMORY_BACKEND("memfd", ",share=on"),
+        PAGE, "shared", "pages", GOOD
+    };
+    /* More than QEMU needs */
+    const size_t size = 4 * RAM_SIZE;
+    g_autofree void *memory = g_malloc(size);
+
+    if (mlock(memory, size) < 0) {
+        g_test_skip("memory cannot be locked");
+        return;
+    }
+    munlock(memory, size);
+    check_memory(data, &anonymous);
+    check_memory(data, &file);
+}
+
+static void test_huge_pages(const void *data)
+{
+    const MemoryCase off = {
+        MEMORY_BACKEND("memfd", ",hugetlb=on,hugetlbsize=2M"), HUGE_PAGE,
+        "shared", "host-pages-of-element", HUGE_PAGES
+    };
+    Balloon *b;
+
+    check_memory(data, &off);
+
+    b = balloon_start(data, ",huge-pages=on"
+                      MEMORY_BACKEND("memfd", ",hugetlb=on,hugetlbsize=2M"));
+    assert_memory(b, HUGE_PAGE, "shared", "host-pages");
+    set_balloon(b, RAM_SIZE - PAGE);
+    config_writel(b, CFG(actual), 1);
+    assert_summary(b, GOOD);
+    balloon_quit(b);
+}
+
+/* Blocks of several kinds, of which some can be discarded */
+static void test_blocks(const void *data)
+{
+    Balloon *b = balloon_start(
+        data, " -object memory-backend-memfd,id=huge,size=64M,hugetlb=on,"
+        "hugetlbsize=2M" OTHER " -numa node,memdev=huge"
+        " -numa node,memdev=other");
+    QDict *status;
+
+    set_balloon(b, RAM_SIZE - PAGE);
+    config_writel(b, CFG(actual), 1);
+    status = get_status(b);
+    g_assert_cmpint(qlist_size(qdict_get_qlist(status, "memory")), ==, 2);
+    qobject_unref(status);
+    assert_summary(b, GOOD);
+    balloon_quit(b);
+}
+
+static void assert_in_flight(Balloon *b, const char *queue, int64_t expected)
+{
+    QDict *status = get_status(b);
+
+    g_assert_cmpint(qdict_get_int(qdict_get_qdict(status, "in-flight"), queue),
+                    ==, expected);
+    qobject_unref(status);
+}
+
+static void test_in_flight(const void *data)
+{
+    const int large = 16 * 1024 * 1024;
+    Balloon *b = balloon_start(data, ",free-page-reporting=on");
+    const uint8_t none[1] = { };
+    uint64_t pfns = guest_alloc(b->alloc, large);
+    uint32_t head;
+
+    assert_in_flight(b, "statistics", 0);
+    submit(b, SVQ, put(b, none, sizeof(none)), sizeof(none), false);
+    assert_in_flight(b, "statistics", 1);
+
+    /* More PFNs than the device reads in the few turns until the command */
+    head = submit(b, IVQ, pfns, large, false);
+    assert_in_flight(b, "inflate", 1);
+    assert_in_flight(b, "deflate", 0);
+    assert_in_flight(b, "reports", 0);
+    assert_in_flight(b, "hints", 0);
+    wait_used(b, IVQ, head);
+    assert_in_flight(b, "inflate", 0);
+    balloon_quit(b);
+}
+
+/* Reports are not discarded if the guest relies on the contents. */
+static void test_poison(const void *data)
+{
+    Balloon *b = balloon_start(data, ",free-page-reporting=on");
+
+    assert_summary(b, GOOD);
+    config_writel(b, CFG(poison_val), 0xaaaaaaaa);
+    assert_summary(b, "reported memory is not returned to the host, because"
+                   " the guest fills free pages");
+    balloon_quit(b);
+}
+
+/* A guest that is out of memory */
+static void test_unasked(const void *data)
+{
+    Balloon *b = balloon_start(data, ",deflate-on-oom=on");
+    uint64_t addr = alloc_pages(b, 2);
+    QDict *status;
+
+    set_balloon(b, RAM_SIZE - 2 * PAGE);
+    send_pfns(b, IVQ, (uint32_t[]){ pfn(addr), pfn(addr + PAGE) }, 2);
+    config_writel(b, CFG(actual), 2);
+    assert_summary(b, GOOD);
+    status = get_status(b);
+    g_assert_false(qdict_haskey(status, "unasked-ago"));
+    qobject_unref(status);
+
+    send_pfns(b, DVQ, &(uint32_t){ pfn(addr) }, 1);
+    config_writel(b, CFG(actual), 1);
+    assert_size(b, "unasked-ago", 0);
+    assert_summary(b, "the guest is out of memory, and cannot give back as much"
+                   " as it is asked for");
+    qtest_clock_step(b->qts, 11 * SECOND);
+    assert_size(b, "unasked-ago", 11);
+    assert_summary(b, "the guest has not given back as much memory as it is"
+                   " asked for");
+    balloon_quit(b);
+}
+
+/*
+ * Statistics that are requested
+ */
+
+static void request_stats(QTestState *qts)
+{
+    qtest_qmp_send(qts, "{ 'execute': 'qom-set', 'arguments': { 'path': %s,"
+                   " 'property': 'guest-stats-request', 'value': true } }",
+                   BALLOON_PATH);
+}
+
+static void assert_stats_event(Balloon *b, bool answered)
+{
+    QDict *event = qtest_qmp_eventwait_ref(b->qts, "BALLOON_STATS");
+
+    g_assert_cmpint(qdict_get_bool(qdict_get_qdict(event, "data"), "answered"),
+                    ==, answered);
+    qobject_unref(event);
+}
+
+static void request_fails(Balloon *b, const char *message)
+{
+    request_stats(b->qts);
+    assert_error(qtest_qmp_receive(b->qts), message);
+}
+
+/* Ten at a time, as ten agents would do */
+static void request_ten(Balloon *b)
+{
+    for (int i = 0; i < 10; i++) {
+        request_stats(b->qts);
+    }
+    for (int i = 0; i < 10; i++) {
+        QDict *resp = qtest_qmp_receive(b->qts);
+
+        g_assert_true(qdict_haskey(resp, "return"));
+        qobject_unref(resp);
+    }
+}
+
+static void test_request(const void *data)
+{
+    Balloon *b = balloon_boot(data, "");
+    const struct virtio_balloon_stat stat = {
+        .tag = VIRTIO_BALLOON_S_MEMFREE, .val = 0x1200,
+    };
+    uint64_t addr;
+    uint32_t head;
+    gint64 begin;
+
+    request_fails(b, "the guest has no driver that sends statistics");
+    balloon_negotiate(b, F_BALLOON);
+    addr = put(b, &stat, sizeof(stat));
+
+    /* The driver has not sent its buffer yet: this is the answer. */
+    request_ten(b);
+    head = submit(b, SVQ, addr, sizeof(stat), false);
+    assert_stats_event(b, true);
+    g_assert_cmpint(get_counter(b, "stats-requests"), ==, 0);
+
+    /* One buffer is returned for all of them, without an interval. */
+    for (int i = 1; i < 3; i++) {
+        request_ten(b);
+        wait_used(b, SVQ, head);
+        g_assert_cmpint(get_counter(b, "stats-requests"), ==, i);
+        /* The monitor does not wait. */
+        g_assert_cmpint(query_balloon(b), ==, RAM_SIZE);
+        head = submit(b, SVQ, addr, sizeof(stat), false);
+        assert_stats_event(b, true);
+    }
+    g_assert_cmpint(get_counter(b, "stats-answers"), ==, 3);
+
+    /* The driver does not answer, and the VM is stopped meanwhile. */
+    begin = g_get_monotonic_time();
+    request_ten(b);
+    stop_vm(b);
+    request_fails(b, "the VM is stopped");
+    assert_stats_event(b, false);
+    g_assert_cmpint(g_get_monotonic_time() - begin, >=, G_USEC_PER_SEC);
+    continue_vm(b);
+    wait_used(b, SVQ, head);
+    /* It answers later; nobody waits for that, but the next one is told. */
+    request_ten(b);
+    submit(b, SVQ, addr, sizeof(stat), false);
+    assert_stats_event(b, true);
+    g_assert_cmpint(get_counter(b, "stats-requests"), ==, 3);
+
+    /* The driver resets the device instead of answering. */
+    request_ten(b);
+    balloon_restart(b, F_BALLOON & ~F_STATS);
+    assert_stats_event(b, false);
+    request_fails(b, "the guest has no driver that sends statistics");
+    balloon_quit(b);
+}
+
 /* Memory is not discarded while a snapshot is taken. */
 static void test_snapshot(const void *data)
 {
@@ -181,6 +492,14 @@ static const TransportTest tests[] = {
     { "status/driver", test_driver },
     { "status/size", test_size },
     { "status/stats", test_stats },
+    { "status/memory", test_memory },
+    { "status/locked", test_locked },
+    { "status/huge-pages", test_huge_pages, .huge_vms = 1 },
+    { "status/blocks", test_blocks, .pc_only = true, .huge_vms = 1 },
+    { "status/in-flight", test_in_flight },
+    { "status/poison", test_poison },
+    { "status/unasked", test_unasked },
+    { "status/request", test_request },
     { "status/snapshot", test_snapshot },
 };
 

@@ -139,6 +139,13 @@ impl VirtIOBalloon {
         );
         Timer::init(
             self,
+            field!(Self, stats).then(GuestStats::PATIENCE),
+            CLOCK_REALTIME,
+            Timer::MS,
+            |dev: &Self| dev.stats.end_request(false),
+        );
+        Timer::init(
+            self,
             field!(Self, oom_hold).then(OomHold::TIMER),
             CLOCK_VIRTUAL,
             Timer::MS,
@@ -174,6 +181,15 @@ impl VirtIOBalloon {
 
     fn set_poll_interval(&self, v: &Visitor, name: &CStr) -> Result<()> {
         self.stats.set_poll_interval(v, name)
+    }
+
+    fn request_stats(&self, v: &Visitor, name: &CStr) -> Result<()> {
+        let mut request = false;
+        v.visit_bool(name, &mut request)?;
+        if request {
+            self.stats.request(&self.context(), self.driver())?;
+        }
+        Ok(())
     }
 
     /// Whether the guest waits for memory of the host
@@ -251,6 +267,7 @@ impl VirtIOBalloon {
     fn unrealize(&self) {
         self.hinting.stop();
         self.stats.stop_polling();
+        self.stats.end_request(false);
         self.bh.delete();
         self.retry.delete();
         for part in self.parts() {
@@ -391,6 +408,7 @@ impl ObjectImpl for VirtIOBalloon {
     const CLASS_PROPERTIES: &'static [ObjectProperty<Self>] = &[
         ObjectProperty::new(c"balloon-counters", c"balloon counters").getter(&Self::get_counters),
         ObjectProperty::new(c"balloon-status", c"balloon status").getter(&Self::get_status),
+        ObjectProperty::new(c"guest-stats-request", c"bool").setter(&Self::request_stats),
     ];
 }
 

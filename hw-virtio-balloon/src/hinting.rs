@@ -268,6 +268,10 @@ impl Part for FreePageHinting {
         }
     }
 
+    fn in_flight(&self, _cx: &Context<'_>) -> usize {
+        self.shared.exchange.in_flight()
+    }
+
     fn drop_elements(&self) {
         self.turns.drop_elements();
         self.shared.exchange.drop_all();

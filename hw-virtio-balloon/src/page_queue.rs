@@ -62,6 +62,10 @@ impl Part for PageQueue {
         }
     }
 
+    fn in_flight(&self, cx: &Context<'_>) -> usize {
+        PartPort::new(self, &self.turns, cx).map_or(0, |port| port.in_flight())
+    }
+
     fn drop_elements(&self) {
         self.turns.drop_elements();
     }

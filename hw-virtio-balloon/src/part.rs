@@ -42,6 +42,10 @@
 //!         }
 //!     }
 //!
+//!     fn in_flight(&self, _cx: &Context<'_>) -> usize {
+//!         0
+//!     }
+//!
 //!     fn drop_elements(&self) {
 //!         self.turns.drop_elements();
 //!     }
@@ -52,7 +56,7 @@ use bql::prelude::*;
 use util::prelude::*;
 use virtio::prelude::*;
 use virtio_balloon_core::{
-    engine::{Engine, Event, Port},
+    engine::{Engine, Event, Port, Work},
     spec::VIRTIO_BALLOON_F_MUST_TELL_HOST,
 };
 
@@ -97,6 +101,9 @@ pub trait Part {
     /// may stay in flight, except for the one with statistics, which the
     /// destination recovers.
     fn handle(&self, cx: &Context<'_>, event: Event);
+
+    /// How many elements of the queue are in flight
+    fn in_flight(&self, cx: &Context<'_>) -> usize;
 
     /// The queue is reset or removed: drop all elements that were popped from
     /// it, without returning them.
@@ -151,6 +158,14 @@ impl<'a, P, W> PartPort<'a, P, W> {
             engine: &turns.engine,
             vq: VirtQueue::of(cx.vdev, turns.queue.get()?)?,
         })
+    }
+
+    /// See [`Part::in_flight`]
+    pub fn in_flight(&self) -> usize
+    where
+        W: Work<Self>,
+    {
+        self.engine.borrow().work().in_flight()
     }
 }
 

@@ -13,6 +13,7 @@ use std::{
 
 use bql::prelude::*;
 use common::{field, Field};
+use system::send_balloon_stats;
 use util::{prelude::*, Error, Result};
 use virtio::prelude::*;
 use virtio_balloon_core::{
@@ -39,10 +40,20 @@ pub struct GuestStats {
     /// When the driver was asked for statistics, in milliseconds of the virtual
     /// clock; `None` if it has answered
     asked: BqlCell<Option<u64>>,
+    /// The user wants to be told when the driver sends statistics, see
+    /// [`request`](Self::request).
+    requested: BqlCell<bool>,
+    /// Expires when the user has waited long enough
+    patience: Timer,
 }
+
+/// How long the driver may take to send statistics that the user has requested,
+/// in milliseconds
+const PATIENCE: u64 = 1000;
 
 impl GuestStats {
     pub const TIMER: Field<Self, Timer> = field!(Self, timer);
+    pub const PATIENCE: Field<Self, Timer> = field!(Self, patience);
 
     /// The interval at which statistics are polled, in seconds
     pub fn poll_interval(&self) -> u32 {
@@ -116,6 +127,7 @@ impl GuestStats {
                 old.push(0);
                 vq.notify();
             }
+            self.end_request(true);
         }
         self.rearm_timer();
     }
@@ -145,19 +157,55 @@ impl GuestStats {
     /// The timer has expired: ask for new statistics.
     #[doc(alias = "balloon_stats_poll_cb")]
     pub fn poll(&self, cx: &Context<'_>) {
-        if cx.vdev.has_feature(VIRTIO_BALLOON_F_STATS_VQ) {
-            if let Some(elem) = self.take_element() {
-                cx.memory.count(|c| count(&mut c.stats_requests, 1));
-                self.asked.set(Some(CLOCK_VIRTUAL.get_ms()));
-                elem.push(0);
-                if let Some(vq) = self.vq(cx) {
-                    vq.notify();
-                }
-                // receive() arms the timer again
-                return;
-            }
+        // receive() arms the timer again
+        if !cx.vdev.has_feature(VIRTIO_BALLOON_F_STATS_VQ) || !self.ask(cx) {
+            self.rearm_timer();
         }
-        self.rearm_timer();
+    }
+
+    /// Ask the driver for new statistics.  Returns false if it has the buffer
+    /// already.
+    fn ask(&self, cx: &Context<'_>) -> bool {
+        let Some(elem) = self.take_element() else {
+            return false;
+        };
+        cx.memory.count(|c| count(&mut c.stats_requests, 1));
+        self.asked.set(Some(CLOCK_VIRTUAL.get_ms()));
+        elem.push(0);
+        if let Some(vq) = self.vq(cx) {
+            vq.notify();
+        }
+        true
+    }
+
+    /// The user wants statistics at once, whatever the interval, and a
+    /// `BALLOON_STATS` event when they are there.  A request while another one
+    /// is pending is answered with it.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the driver cannot send them.
+    pub fn request(&self, cx: &Context<'_>, driver: Driver) -> Result<()> {
+        ensure!(cx.vdev.vm_running(), "the VM is stopped");
+        ensure!(
+            self.state(cx, driver) != StatsState::Unsupported,
+            "the guest has no driver that sends statistics"
+        );
+        if !self.requested.replace(true) {
+            // The user waits, also if the VM is stopped meanwhile.
+            self.patience.modify(CLOCK_REALTIME.get_ms() + PATIENCE);
+            // Otherwise the driver was asked before, and not answered yet.
+            self.ask(cx);
+        }
+        Ok(())
+    }
+
+    /// The driver has answered, or has not within the time it may take.
+    pub fn end_request(&self, answered: bool) {
+        if self.requested.replace(false) {
+            self.patience.delete();
+            send_balloon_stats(answered);
+        }
     }
 
     /// Disable polling.
@@ -226,6 +274,10 @@ impl Part for GuestStats {
                 self.receive(cx, &vq);
             }
         }
+    }
+
+    fn in_flight(&self, _cx: &Context<'_>) -> usize {
+        usize::from(self.element.borrow().is_some())
     }
 
     fn drop_elements(&self) {

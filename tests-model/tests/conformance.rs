@@ -4,7 +4,10 @@
 
 use std::{ffi::OsStr, fs, path::Path};
 
-use virtio_balloon_core::status::Summary;
+use virtio_balloon_core::{
+    counters::{Counters, State},
+    status::Summary,
+};
 
 /// The sentences of `balloon-status` are in docs/status.md, in the same order.
 #[test]
@@ -14,6 +17,16 @@ fn sentences_are_documented() {
     let sentences = rows.lines().skip(2).map_while(|row| row.split('|').nth(1));
     let ours = Summary::ALL.map(|summary| summary.text().to_str().unwrap());
     assert!(sentences.map(str::trim).eq(ours));
+}
+
+/// All counters, in the same order
+#[test]
+fn counters_are_documented() {
+    let document = include_str!("../../docs/status.md");
+    let rows = document.split("| counter | metric |").nth(1).unwrap();
+    let names = rows.lines().skip(2).map_while(|row| row.split('`').nth(1));
+    let members = Counters::default().members(&State::default());
+    assert!(names.eq(members.map(|(name, _)| name.to_str().unwrap())));
 }
 
 const DOCUMENT: &str = include_str!("../../docs/conformance.md");

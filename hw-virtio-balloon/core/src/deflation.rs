@@ -39,6 +39,8 @@ pub struct Deflation {
     emptied: Option<(u64, u64)>,
     /// Other pages that have left the balloon unasked
     unasked: u64,
+    /// When they last did
+    last: Option<u64>,
 }
 
 impl Deflation {
@@ -52,6 +54,15 @@ impl Deflation {
             .wrapping_add(emptied.map_or(0, |(pages, _)| pages))
     }
 
+    /// For how long no pages have left the balloon unasked, in milliseconds;
+    /// `None` if none have since the device was reset or migrated.
+    pub fn since_unasked(&self, now: u64) -> Option<u64> {
+        let emptied = self.emptied.map(|(_, when)| now.saturating_sub(when));
+        emptied
+            .filter(|time| *time >= RESET_TIME)
+            .or_else(|| self.last.map(|when| now.saturating_sub(when)))
+    }
+
     /// Pages in the balloon
     pub fn level(&self) -> u32 {
         u32::try_from(self.level).unwrap_or(u32::MAX)
@@ -60,8 +71,10 @@ impl Deflation {
     /// The driver continues to use the balloon, so emptying it was not the
     /// preparation of a reset.
     fn go_on(&mut self) {
-        let pages = self.emptied.take().map_or(0, |(pages, _)| pages);
-        self.unasked = self.unasked.wrapping_add(pages);
+        if let Some((pages, when)) = self.emptied.take() {
+            self.unasked = self.unasked.wrapping_add(pages);
+            self.last = Some(when);
+        }
     }
 
     /// Pages have gone into the balloon.
@@ -93,6 +106,7 @@ impl Deflation {
                 self.emptied = Some((missing, now));
             } else {
                 self.unasked = self.unasked.wrapping_add(missing);
+                self.last = Some(now);
             }
         }
         // A page that is being moved is counted twice for a moment.
@@ -106,6 +120,7 @@ impl Deflation {
         self.settled = size.into();
         self.lowest_target = target;
         self.emptied = None;
+        self.last = None;
     }
 }
 
@@ -174,6 +189,10 @@ mod tests {
         driver.inflate(512);
         driver.deflate(100);
         assert_eq!(driver.unasked(), 868);
+        driver.now += 70;
+        assert_eq!(driver.deflation.since_unasked(driver.now), Some(70));
+        driver.deflation.restart(0, 0);
+        assert_eq!(driver.deflation.since_unasked(driver.now), None);
     }
 
     #[test]
@@ -252,10 +271,14 @@ mod tests {
         assert_eq!(driver.unasked(), 0);
         driver.now += RESET_TIME - 1;
         assert_eq!(driver.unasked(), 0);
+        assert_eq!(driver.deflation.since_unasked(driver.now), None);
         driver.now += 1;
         assert_eq!(driver.unasked(), 800);
+        let since = |d: &Driver| d.deflation.since_unasked(d.now);
+        assert_eq!(since(&driver), Some(RESET_TIME));
         driver.inflate(100);
         assert_eq!(driver.unasked(), 800);
+        assert_eq!(since(&driver), Some(RESET_TIME));
         driver.deflate(100);
         driver.inflate(1);
         assert_eq!(driver.unasked(), 900);

@@ -269,10 +269,15 @@ pub trait Work<P>: Default {
     /// stale, return without using the queue again.
     fn step(&mut self, port: &P, budget: &mut Budget, phase: Phase) -> Progress;
 
-    /// Whether there is no element in flight.  The default is for
-    /// implementations that keep no element from one step to the next.
+    /// How many elements are in flight.  The default is for implementations
+    /// that keep no element from one step to the next.
+    fn in_flight(&self) -> usize {
+        0
+    }
+
+    /// Whether there is no element in flight
     fn is_empty(&self) -> bool {
-        true
+        self.in_flight() == 0
     }
 
     /// Put all elements back into the queue, as if they had never been popped.
@@ -350,6 +355,11 @@ pub struct Engine<W> {
 }
 
 impl<W: Default> Engine<W> {
+    /// The elements in flight, except during a turn
+    pub const fn work(&self) -> &W {
+        &self.work
+    }
+
     /// Whether the last turn ended because the host could not do what was
     /// needed
     pub const fn is_blocked(&self) -> bool {

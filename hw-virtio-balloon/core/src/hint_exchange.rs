@@ -131,6 +131,13 @@ impl<E: HintElement> HintExchange<E> {
         self.lock().state
     }
 
+    /// How many elements were added, and not taken back yet
+    pub fn in_flight(&self) -> usize {
+        let inner = self.lock();
+        let active = usize::from(inner.finished < inner.taken);
+        inner.pending.len() + active + inner.done.len()
+    }
+
     /// Change the state to one in which hints are not permitted.  When this
     /// returns, migration does not get any more hints that the previous state
     /// has permitted.

@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod backing;
 pub mod budget;
 pub mod counters;
 pub mod deflation;

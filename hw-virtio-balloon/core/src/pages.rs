@@ -132,8 +132,8 @@ impl<E, P: PagePort<Element = E>> Work<P> for PageWork<E> {
         Progress::More
     }
 
-    fn is_empty(&self) -> bool {
-        self.complete.is_empty() && self.unfinished.is_none()
+    fn in_flight(&self) -> usize {
+        self.complete.len() + usize::from(self.unfinished.is_some())
     }
 
     fn put_back(&mut self, port: &P) {

@@ -127,8 +127,8 @@ impl<E, P: ReportPort<Element = E>> Work<P> for ReportWork<E> {
         Progress::More
     }
 
-    fn is_empty(&self) -> bool {
-        self.elements.is_empty()
+    fn in_flight(&self) -> usize {
+        self.elements.len()
     }
 
     fn put_back(&mut self, port: &P) {

@@ -8,15 +8,22 @@
 
 use std::ffi::CStr;
 
-use crate::spec::{
-    VIRTIO_BALLOON_F_DEFLATE_ON_OOM, VIRTIO_BALLOON_F_FREE_PAGE_HINT,
-    VIRTIO_BALLOON_F_MUST_TELL_HOST, VIRTIO_BALLOON_F_PAGE_POISON, VIRTIO_BALLOON_F_REPORTING,
-    VIRTIO_BALLOON_F_STATS_VQ,
+use crate::{
+    backing::{Backing, Discarding, LINUX_ELEMENT},
+    spec::{
+        VIRTIO_BALLOON_F_DEFLATE_ON_OOM, VIRTIO_BALLOON_F_FREE_PAGE_HINT,
+        VIRTIO_BALLOON_F_MUST_TELL_HOST, VIRTIO_BALLOON_F_PAGE_POISON, VIRTIO_BALLOON_F_REPORTING,
+        VIRTIO_BALLOON_F_STATS_VQ,
+    },
 };
 
 /// How long a driver may take to send statistics, in seconds, until the summary
 /// mentions it
 const SLOW: u64 = 5;
+
+/// For how long the summary mentions that the guest was out of memory, in
+/// seconds
+const RECENT: u64 = 10;
 
 /// Names of the features, in the order of their bits
 pub const FEATURES: [(u32, &CStr); 6] = [
@@ -121,7 +128,12 @@ pub enum Summary {
     Pinned,
     Postcopy,
     Snapshot,
+    Locked,
+    ReadOnlyFile,
+    HugePages,
+    Poisoned,
     Hold,
+    OutOfMemory,
     NoStats,
     TooMuch,
     TooLittle,
@@ -129,8 +141,20 @@ pub enum Summary {
 }
 
 impl Summary {
+    /// Why no page of such a block is discarded, if that is so
+    const fn obstacle(backing: &Backing) -> Option<Self> {
+        match backing.discarding() {
+            Discarding::Locked => Some(Self::Locked),
+            Discarding::ReadOnlyFile => Some(Self::ReadOnlyFile),
+            Discarding::HostPagesOfElement if backing.page_size > LINUX_ELEMENT => {
+                Some(Self::HugePages)
+            }
+            Discarding::Pages | Discarding::HostPages | Discarding::HostPagesOfElement => None,
+        }
+    }
+
     /// All of them, in the order in which they are considered
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 18] = [
         Self::Broken,
         Self::NoDriver,
         Self::NotReady,
@@ -139,7 +163,12 @@ impl Summary {
         Self::Pinned,
         Self::Postcopy,
         Self::Snapshot,
+        Self::Locked,
+        Self::ReadOnlyFile,
+        Self::HugePages,
+        Self::Poisoned,
         Self::Hold,
+        Self::OutOfMemory,
         Self::NoStats,
         Self::TooMuch,
         Self::TooLittle,
@@ -164,8 +193,21 @@ impl Summary {
                 c"memory is not returned to the host until postcopy migration is complete"
             }
             Self::Snapshot => c"memory is not returned to the host until the snapshot is complete",
+            Self::Locked => c"memory is not returned to the host, because it is locked",
+            Self::ReadOnlyFile => {
+                c"memory is not returned to the host, because its file is open for reading only"
+            }
+            Self::HugePages => {
+                c"memory is not returned to the host, because it consists of huge pages: see huge-pages"
+            }
+            Self::Poisoned => {
+                c"reported memory is not returned to the host, because the guest fills free pages"
+            }
             Self::Hold => {
                 c"the guest was out of memory and has deflated the balloon: it is asked again later"
+            }
+            Self::OutOfMemory => {
+                c"the guest is out of memory, and cannot give back as much as it is asked for"
             }
             Self::NoStats => {
                 c"the guest does not send statistics that it was asked for: is its service running?"
@@ -190,11 +232,39 @@ pub struct Status<'a> {
     pub actual: u64,
     pub stats: StatsState,
     pub inhibitors: &'a [Inhibitor],
+    /// The blocks of the guest's memory
+    pub memory: &'a [Backing],
+    /// The driver has accepted free page reporting.
+    pub reporting: bool,
+    /// The driver fills free pages with a value other than 0.
+    pub poisoned: bool,
+    /// Pages are in the balloon, or are to go into it.
+    pub in_use: bool,
+    /// For how long, in seconds, the guest has not deflated the balloon unasked;
+    /// `None` if it never did
+    pub since_unasked: Option<u64>,
     /// The guest waits because the host has no memory for it.
     pub waiting_for_memory: bool,
 }
 
 impl Status<'_> {
+    /// Why no block of the guest's memory is discarded, if that is so for all
+    /// of them, and if it matters
+    fn obstacle(&self) -> Option<Summary> {
+        let first = Summary::obstacle(self.memory.first()?)?;
+        // What Linux reports consists of whole huge pages.
+        let matters = if first == Summary::HugePages {
+            self.in_use && !self.reporting
+        } else {
+            self.in_use || self.reporting
+        };
+        let all = self
+            .memory
+            .iter()
+            .all(|m| Summary::obstacle(m) == Some(first));
+        (matters && all).then_some(first)
+    }
+
     /// The most important of what there is to say
     pub fn summary(&self) -> Summary {
         let applies = |summary: &Summary| match summary {
@@ -206,7 +276,14 @@ impl Status<'_> {
             Summary::Pinned => self.inhibitors.contains(&Inhibitor::PinnedMemory),
             Summary::Postcopy => self.inhibitors.contains(&Inhibitor::IncomingPostcopy),
             Summary::Snapshot => self.inhibitors.contains(&Inhibitor::BackgroundSnapshot),
+            Summary::Locked | Summary::ReadOnlyFile | Summary::HugePages => {
+                self.obstacle() == Some(*summary)
+            }
+            Summary::Poisoned => self.reporting && self.poisoned,
             Summary::Hold => self.shown_target != self.target,
+            Summary::OutOfMemory => {
+                self.actual > self.target && self.since_unasked.is_some_and(|time| time < RECENT)
+            }
             Summary::NoStats => matches!(self.stats, StatsState::Asked(time) if time >= SLOW),
             Summary::TooMuch => self.actual > self.target,
             Summary::TooLittle => self.actual < self.target,
@@ -222,6 +299,7 @@ impl Status<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backing::tests::{HUGE, LOCKED, NORMAL, READ_ONLY};
 
     const GOOD: Status<'static> = Status {
         vm_running: true,
@@ -231,6 +309,11 @@ mod tests {
         actual: 100,
         stats: StatsState::Answered,
         inhibitors: &[],
+        memory: &[NORMAL],
+        reporting: false,
+        poisoned: false,
+        in_use: true,
+        since_unasked: None,
         waiting_for_memory: false,
     };
 
@@ -267,6 +350,16 @@ mod tests {
             waiting_for_memory: true,
             ..GOOD
         };
+        let memory = |memory| Status { memory, ..GOOD };
+        let out_of_memory = |time| Status {
+            since_unasked: Some(time),
+            ..size(50, 50, 100)
+        };
+        let poisoned = Status {
+            reporting: true,
+            poisoned: true,
+            ..GOOD
+        };
         let found = [
             driver(Driver::Broken),
             driver(Driver::None),
@@ -276,7 +369,12 @@ mod tests {
             inhibited(&[Inhibitor::PinnedMemory]),
             inhibited(&[Inhibitor::IncomingPostcopy]),
             inhibited(&[Inhibitor::BackgroundSnapshot]),
+            memory(&[LOCKED]),
+            memory(&[READ_ONLY, READ_ONLY]),
+            memory(&[HUGE]),
+            poisoned,
             size(50, 100, 100),
+            out_of_memory(RECENT - 1),
             stats(StatsState::Asked(SLOW)),
             size(50, 50, 100),
             size(100, 100, 50),
@@ -287,5 +385,41 @@ mod tests {
         let soon = stats(StatsState::Asked(SLOW - 1));
         assert_eq!(soon.summary(), Summary::Good);
         assert_eq!(stats(StatsState::NeverSent).summary(), Summary::Good);
+        assert_eq!(out_of_memory(RECENT).summary(), Summary::TooMuch);
+    }
+
+    /// An obstacle is only mentioned if it is one.
+    #[test]
+    fn obstacles() {
+        let memory = |memory| Status { memory, ..GOOD };
+        assert_eq!(memory(&[LOCKED, NORMAL]).summary(), Summary::Good);
+        assert_eq!(memory(&[LOCKED, HUGE]).summary(), Summary::Good);
+        assert_eq!(memory(&[]).summary(), Summary::Good);
+        // With base pages of 64 KiB, an element of Linux has whole host pages.
+        let base = Backing {
+            page_size: 1 << 16,
+            ..NORMAL
+        };
+        assert_eq!(memory(&[base]).summary(), Summary::Good);
+        for (blocks, reported) in [
+            (&[LOCKED], Summary::Locked),
+            (&[READ_ONLY], Summary::ReadOnlyFile),
+            (&[HUGE], Summary::Good),
+        ] {
+            let idle = Status {
+                memory: blocks,
+                in_use: false,
+                ..GOOD
+            };
+            assert_eq!(idle.summary(), Summary::Good);
+            for in_use in [false, true] {
+                let reporting = Status {
+                    reporting: true,
+                    in_use,
+                    ..idle
+                };
+                assert_eq!(reporting.summary(), reported);
+            }
+        }
     }
 }

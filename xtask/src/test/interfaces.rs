@@ -19,6 +19,7 @@ use crate::{
 const RUST_ONLY_PROPERTIES: &[&str] = &[
     "balloon-counters",
     "balloon-status",
+    "guest-stats-request",
     "huge-pages",
     "oom-hold-time",
 ];
