@@ -71,9 +71,18 @@ static void test_driver(const void *data)
     assert_list(b, "features", "");
     assert_stats(b, "unsupported", -1);
 
+    b->dev->bus->set_status(b->dev, VIRTIO_CONFIG_S_ACKNOWLEDGE |
+                            VIRTIO_CONFIG_S_DRIVER | VIRTIO_CONFIG_S_FAILED);
+    assert_member(b, "driver", "failed");
+    assert_summary(b, "the guest's driver has given up on the balloon");
+
     b->dev->bus->set_status(b->dev, 0);
     assert_member(b, "driver", "none");
     assert_summary(b, "the guest has no balloon driver");
+    /* Linux does this even if it has no driver. */
+    b->dev->bus->set_status(b->dev, VIRTIO_CONFIG_S_ACKNOWLEDGE);
+    assert_member(b, "driver", "none");
+    b->dev->bus->set_status(b->dev, 0);
 
     qvirtio_start_device(b->dev);
     balloon_negotiate(b, F_BALLOON & ~F_POISON);

@@ -97,13 +97,44 @@ fn rows(document: &str) -> Vec<Vec<&str>> {
     rows
 }
 
-#[test]
-fn all_tests_that_are_named_exist() {
+/// The text of all tests
+fn all_tests() -> String {
     let repo = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut tests = String::new();
     for dir in TESTS {
         read_tests(&repo.join(dir), &mut tests);
     }
+    tests
+}
+
+/// Each sentence of docs/status.md has a test.
+#[test]
+fn sentences_are_tested() {
+    let tests = all_tests();
+    let rows = rows(include_str!("../../docs/status.md"));
+    let named = rows.iter().filter_map(|row| match row[..] {
+        [sentence, _, test]
+            if Summary::ALL
+                .iter()
+                .any(|s| s.text().to_str() == Ok(sentence)) =>
+        {
+            Some(test.split('`').skip(1).step_by(2).collect::<Vec<_>>())
+        }
+        _ => None,
+    });
+    let named: Vec<_> = named.collect();
+    assert_eq!(named.len(), Summary::ALL.len());
+    for names in named {
+        assert!(
+            !names.is_empty() && names.iter().all(|name| exists(name, &tests)),
+            "{names:?}"
+        );
+    }
+}
+
+#[test]
+fn all_tests_that_are_named_exist() {
+    let tests = all_tests();
     assert!(!exists("config/nothing", &tests) && !exists("nothing", &tests));
 
     let rows = rows(DOCUMENT);

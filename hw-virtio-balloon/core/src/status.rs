@@ -38,11 +38,14 @@ pub const FEATURES: [(u32, &CStr); 6] = [
 /// What is known of the driver
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Driver {
-    /// No driver has used the device since it was reset.
+    /// No driver has used the device since it was reset.  The guest may have
+    /// found it: Linux sets the bit ACKNOWLEDGE even if it has no driver.
     None,
     /// A driver has found the device, but has not finished its initialization.
     Found,
     Ready,
+    /// The driver has given up on the device.
+    Failed,
     /// The driver did something that is not allowed.  The device does nothing
     /// until it is reset.
     Broken,
@@ -51,12 +54,16 @@ pub enum Driver {
 impl Driver {
     /// From the status register, and whether the device is broken
     pub const fn new(status: u8, broken: bool) -> Self {
+        const DRIVER: u8 = 2;
         const DRIVER_OK: u8 = 4;
+        const FAILED: u8 = 128;
         if broken {
             Self::Broken
+        } else if status & FAILED != 0 {
+            Self::Failed
         } else if status & DRIVER_OK != 0 {
             Self::Ready
-        } else if status != 0 {
+        } else if status & DRIVER != 0 {
             Self::Found
         } else {
             Self::None
@@ -68,6 +75,7 @@ impl Driver {
             Self::None => c"none",
             Self::Found => c"found",
             Self::Ready => c"ready",
+            Self::Failed => c"failed",
             Self::Broken => c"broken",
         }
     }
@@ -121,6 +129,7 @@ impl Inhibitor {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Summary {
     Broken,
+    Failed,
     NoDriver,
     NotReady,
     NoMemory,
@@ -154,8 +163,9 @@ impl Summary {
     }
 
     /// All of them, in the order in which they are considered
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Broken,
+        Self::Failed,
         Self::NoDriver,
         Self::NotReady,
         Self::NoMemory,
@@ -182,6 +192,7 @@ impl Summary {
             Self::Broken => {
                 c"the driver has made a mistake, and the device does nothing until it is reset"
             }
+            Self::Failed => c"the guest's driver has given up on the balloon",
             Self::NoDriver => c"the guest has no balloon driver",
             Self::NotReady => c"the guest's driver has found the balloon, but is not ready yet",
             Self::NoMemory => {
@@ -269,6 +280,7 @@ impl Status<'_> {
     pub fn summary(&self) -> Summary {
         let applies = |summary: &Summary| match summary {
             Summary::Broken => self.driver == Driver::Broken,
+            Summary::Failed => self.driver == Driver::Failed,
             Summary::NoDriver => self.driver == Driver::None,
             Summary::NotReady => self.driver == Driver::Found,
             Summary::NoMemory => self.waiting_for_memory,
@@ -320,10 +332,11 @@ mod tests {
     #[test]
     fn driver_states() {
         assert_eq!(Driver::new(0, false), Driver::None);
-        assert_eq!(Driver::new(1, false), Driver::Found);
+        assert_eq!(Driver::new(1, false), Driver::None);
         assert_eq!(Driver::new(3, false), Driver::Found);
         assert_eq!(Driver::new(15, false), Driver::Ready);
         assert_eq!(Driver::new(15, true), Driver::Broken);
+        assert_eq!(Driver::new(0x83, false), Driver::Failed);
     }
 
     #[test]
@@ -362,6 +375,7 @@ mod tests {
         };
         let found = [
             driver(Driver::Broken),
+            driver(Driver::Failed),
             driver(Driver::None),
             driver(Driver::Found),
             waiting,

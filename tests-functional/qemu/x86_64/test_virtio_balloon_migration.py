@@ -281,6 +281,12 @@ class VirtioBalloonMigration(BalloonMigrationTest):
         vm.cmd('balloon', value=self.RAM - 200 * MIB)
         self.wait_for(lambda: vm.cmd('query-balloon')['actual']
                       < self.RAM - 40 * MIB, 'inflation')
+        if dst == 'Rust':
+            status = vm.cmd('qom-get', path=self.BALLOON,
+                            property='balloon-status')
+            self.assertEqual(status['inhibited-by'], ['incoming-postcopy'])
+            self.assertEqual(status['summary'], 'memory is not returned to the'
+                             ' host until postcopy migration is complete')
         self.assertEqual(self.migration(source)['status'], 'postcopy-active',
                          'the migration was too fast for the test')
         # The balloon was inflated during postcopy; let the migration end

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-//! A guest that runs out of memory: `cargo xtask demo`
+//! A guest that runs out of memory, and one that frees memory: `cargo xtask
+//! demo`
 
 use std::{path::Path, process::ExitCode};
 
@@ -13,8 +14,8 @@ use crate::{
     run::{shell_in, RunQuiet},
 };
 
-/// Build QEMU, boot a guest without and with deflate-on-oom and report what
-/// happens.
+/// Build QEMU, boot a guest without and with deflate-on-oom, and one with free
+/// page reporting, and report what happens.
 ///
 /// # Errors
 ///

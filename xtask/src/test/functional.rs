@@ -123,6 +123,9 @@ pub fn functional(
                 "func-x86_64-virtio_balloon_guest",
                 "func-x86_64-virtio_balloon_oom",
             ];
+            if build.device == Device::Rust {
+                args.push("func-x86_64-virtio_balloon_status");
+            }
             if let Some((_, dir)) = &policies {
                 vars.push(("BALLOON_GUEST_POLICIES", dir.clone()));
             }
