@@ -6,6 +6,7 @@
 
 #include "qemu/osdep.h"
 #include "qemu/bswap.h"
+#include "qemu/units.h"
 #include "virtio-balloon-common.h"
 
 static void report(Balloon *b, uint64_t addr, uint32_t len)
@@ -53,6 +54,30 @@ static void test_reporting_bad(const void *data)
     balloon_quit(b);
 }
 
+/* An element with ranges in two blocks of memory, of different kinds */
+static void test_reporting_blocks(const void *data)
+{
+    const uint64_t first = 60 * MiB, second = 100 * MiB;
+    Balloon *b = balloon_start(
+        data, ",free-page-reporting=on"
+        " -object memory-backend-ram,id=private,size=64M"
+        " -object memory-backend-memfd,id=shared,size=64M,share=on"
+        " -numa node,memdev=private -numa node,memdev=shared");
+    Buffer ranges[] = {
+        { first, PAGE, true },
+        { second, PAGE, true },
+        { first + 2 * PAGE, PAGE, true },
+    };
+
+    qtest_memset(b->qts, first, PATTERN, 4 * PAGE);
+    qtest_memset(b->qts, second, PATTERN, 4 * PAGE);
+    wait_used(b, b->reporting_vq,
+              submit_element(b, b->reporting_vq, ranges, ARRAY_SIZE(ranges)));
+    assert_pages(b, first, "0P0P");
+    assert_pages(b, second, "0PPP");
+    balloon_quit(b);
+}
+
 static void test_reporting_poison(const void *data)
 {
     Balloon *b = balloon_start(data, ",free-page-reporting=on");
@@ -73,6 +98,7 @@ static void test_reporting_poison(const void *data)
 static const TransportTest tests[] = {
     { "reporting/good", test_reporting },
     { "reporting/bad", test_reporting_bad },
+    { "reporting/blocks", test_reporting_blocks, .pc_only = true },
     { "reporting/poison", test_reporting_poison },
 };
 

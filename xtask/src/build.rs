@@ -40,6 +40,12 @@ const MINIMAL: [&str; 3] = [
     "--disable-tools",
 ];
 
+/// Options of the Rust compiler to count which lines and branches are executed
+pub const COVERAGE: [&str; 2] = ["-Cinstrument-coverage", "-Zcoverage-options=branch"];
+
+/// Has a stable compiler accept options that are not stable, for `COVERAGE`
+pub const UNSTABLE: (&str, &str) = ("RUSTC_BOOTSTRAP", "1");
+
 /// Where Debian's packages have firmware
 const FIRMWARE_DIRS: [&str; 3] = [
     "/usr/share/seabios",
@@ -114,6 +120,8 @@ enum Kind {
     Minimal,
     /// The same with `AddressSanitizer` and `UndefinedBehaviorSanitizer`
     Sanitized,
+    /// Tests, while the executed lines and branches of Rust code are counted
+    Coverage,
     /// Users, with these options of configure
     Full(Vec<String>),
 }
@@ -124,6 +132,7 @@ impl Kind {
         match self {
             Self::Minimal => "",
             Self::Sanitized => "-sanitized",
+            Self::Coverage => "-coverage",
             Self::Full(_) => "-full",
         }
     }
@@ -133,6 +142,7 @@ impl Kind {
         match self {
             Self::Minimal => "",
             Self::Sanitized => ", with sanitizers",
+            Self::Coverage => ", with coverage",
             Self::Full(_) => ", with all features",
         }
     }
@@ -140,7 +150,7 @@ impl Kind {
     /// The space that a build needs, in GiB
     const fn space(&self) -> u64 {
         match self {
-            Self::Minimal | Self::Sanitized => 4,
+            Self::Minimal | Self::Sanitized | Self::Coverage => 4,
             Self::Full(_) => 6,
         }
     }
@@ -158,7 +168,8 @@ pub struct Build {
     pub source: Source,
     kind: Kind,
     tools: Tools,
-    ccache: Vec<(&'static str, OsString)>,
+    /// Environment variables
+    vars: Vec<(&'static str, OsString)>,
 }
 
 /// Environment variables for ccache: builds share what is the same in all, and
@@ -216,6 +227,26 @@ impl Build {
             .configure_if_needed(env)
     }
 
+    /// Prepare the source and configure it so that the coverage of the Rust
+    /// device can be measured, in a build directory of its own.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a step does; the next call resumes.
+    pub fn prepare_coverage(env: &Env) -> Result<Self> {
+        let source = Source::prepare(env, None)?;
+        let target = Target::X86_64;
+        Self::new(
+            env,
+            &env.cache,
+            source,
+            Device::Rust,
+            target,
+            Kind::Coverage,
+        )?
+        .configure_if_needed(env)
+    }
+
     /// Prepare the source and configure it for use outside of tests, in a build
     /// directory of its own, with the Rust device and the given options.
     ///
@@ -252,6 +283,10 @@ impl Build {
         target: Target,
         kind: Kind,
     ) -> Result<Self> {
+        let mut vars = ccache_env(env);
+        if matches!(kind, Kind::Coverage) {
+            vars.push((UNSTABLE.0, UNSTABLE.1.into()));
+        }
         Ok(Self {
             dir: build_dir(root, &source.key, device, target, &kind),
             target,
@@ -259,7 +294,7 @@ impl Build {
             source,
             kind,
             tools: Tools::provide(env, device == Device::Rust)?,
-            ccache: ccache_env(env),
+            vars,
         })
     }
 
@@ -282,7 +317,7 @@ impl Build {
     pub fn shell(&self) -> Result<Shell> {
         let sh = shell_in(&self.dir)?;
         sh.set_var("PATH", self.tools.path());
-        for (name, value) in &self.ccache {
+        for (name, value) in &self.vars {
             sh.set_var(name, value);
         }
         Ok(sh)
@@ -314,6 +349,10 @@ impl Build {
             Kind::Sanitized => {
                 add(&MINIMAL);
                 add(&["--enable-asan", "--enable-ubsan"]);
+            }
+            Kind::Coverage => {
+                add(&MINIMAL);
+                add(&[&format!("-Drust_args={}", COVERAGE.join(" "))]);
             }
             Kind::Full(_) => {}
         }

@@ -17,6 +17,7 @@ mod series;
 mod source;
 mod test;
 mod tools;
+mod top;
 mod version;
 
 use std::{path::PathBuf, process::ExitCode};

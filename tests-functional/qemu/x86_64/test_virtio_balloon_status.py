@@ -189,6 +189,24 @@ class VirtioBalloonStatus(BalloonLinuxTest):
         self.wait_for_stats()
         self.wait_good()
 
+    def request_stats(self):
+        '''Ask for statistics, and return the free memory.'''
+        self.vm.cmd('qom-set', path=self.BALLOON,
+                    property='guest-stats-request', value=True)
+        event = self.vm.event_wait('BALLOON_STATS', timeout=30)
+        self.assertTrue(event['data']['answered'])
+        return self.host_stats()[0]['stat-free-memory']
+
+    def test_statistics_at_once(self):
+        '''Nobody polls statistics, and somebody wants to know now.'''
+        self.launch()
+        before = self.request_stats()
+        self.guest_ok('mkdir -p /data && mount -t tmpfs data /data'
+                      ' && dd if=/dev/zero of=/data/file bs=1M count=100')
+        after = self.request_stats()
+        self.assertLess(after, before - 90 * MIB)
+        self.assertGreater(after, before - 130 * MIB)
+
     def test_pinned(self):
         '''A device is passed through to the guest.'''
         socket = os.path.join(self.socket_dir().name, 'vfio-user')

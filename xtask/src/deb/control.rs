@@ -5,9 +5,10 @@
 //! Everything else that differs from Debian's packaging is in
 //! `patches/debian-packaging`.
 
-/// The binary packages that are built: emulation of PCs, and what it is divided
-/// into
+/// The binary packages that are built: emulation of PCs, what it is divided into,
+/// and a program of ours
 const PACKAGES: &[&str] = &[
+    "qemu-balloon-top",
     "qemu-block-extra",
     "qemu-system-common",
     "qemu-system-gui",

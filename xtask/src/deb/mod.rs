@@ -24,6 +24,7 @@ use crate::{
     series,
     source::{patches_for_libvirt, patches_in, pinned_file, untar, Source},
     tools::Tools,
+    top,
     version::QEMU,
 };
 
@@ -162,6 +163,7 @@ fn unpack(env: &Env, source: &Source, tree: &Path) -> Result<Vec<&'static Option
             .run_quiet()
             .context("Debian's packaging is not what our patches are for")?;
     }
+    top::install(env, &debian.join("balloon-top"))?;
     env.say("built with meson, pycotap and qemu.qmp of the cache, not of Debian");
     let mut missing = Vec::new();
     for optional in OPTIONAL {

@@ -24,7 +24,13 @@ use crate::{build::Build, env::Env};
 
 /// A program of `tests-functional/`, with the guest and the QEMU that it boots it
 /// with
-fn program<'a>(env: &Env, sh: &'a Shell, build: &Build, assets: &Assets, name: &str) -> Cmd<'a> {
+pub fn program<'a>(
+    env: &Env,
+    sh: &'a Shell,
+    build: &Build,
+    assets: &Assets,
+    name: &str,
+) -> Cmd<'a> {
     let (python, script) = (build.python(), env.repo.join("tests-functional").join(name));
     cmd!(sh, "{python} {script}").envs(python_env(build, assets))
 }

@@ -24,6 +24,7 @@ use crate::{
     env::{one_line, Env},
     preflight::Needs,
     run::RunQuiet,
+    top,
 };
 
 /// What meson writes on something that can be built
@@ -84,6 +85,7 @@ pub fn install(env: &Env, dir: &Path, target: Target, options: &[String]) -> Res
         )?;
         let tree = prefix.below(staging);
         copy_firmware(&tree)?;
+        top::install(env, &tree)?;
         let qemu = tree.join("bin").join(build.qemu_name());
         // meson adds the directory of Rust's libraries, which nobody but the one who
         // builds has, and of which QEMU needs none.

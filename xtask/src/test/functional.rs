@@ -6,12 +6,14 @@ use std::{fs, str::FromStr, thread};
 
 use anyhow::{ensure, Result};
 
-use super::results::{meson_test, Count};
+use super::results::{meson_test, Count, PASS};
 use crate::{
     build::{build_both, Build, Device},
     env::Env,
     guest::{self, policy, Assets},
     hugepages::HugePages,
+    run::RunQuiet,
+    top,
     version::KERNELS,
 };
 
@@ -147,6 +149,9 @@ pub fn functional(
         };
 
         // Each guest has one vCPU, and mostly waits.
+        if kernel.suite == guest::SUITE && only != Some(Device::C) {
+            count += top(env, rust, &assets)?;
+        }
         let results: Vec<_> = thread::scope(|scope| {
             let threads: Vec<_> = builds
                 .iter()
@@ -171,6 +176,24 @@ pub fn functional(
         }
     }
     Ok(count)
+}
+
+/// qemu-balloon-top, which is not in QEMU's tree
+fn top(env: &Env, build: &Build, assets: &Assets) -> Result<Count> {
+    env.say("qemu-balloon-top with a guest");
+    let dir = env.temp_dir("top")?;
+    let program = top::install(env, dir.path())?;
+    let good = guest::program(env, &build.shell()?, build, assets, "test_balloon_top.py")
+        .env("VIRTIO_BALLOON_TOP", program)
+        .succeeds()?;
+    Ok(if good {
+        PASS
+    } else {
+        Count {
+            failed: 1,
+            ..Count::default()
+        }
+    })
 }
 
 /// Show the tables of migrations, which are in the logs of the tests.

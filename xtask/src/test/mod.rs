@@ -3,6 +3,7 @@
 //! Runs the test suites, with the runners that they are made for
 
 mod container;
+mod coverage;
 mod deb;
 mod functional;
 mod interfaces;
@@ -20,6 +21,7 @@ use xshell::cmd;
 
 use self::{
     container::container,
+    coverage::coverage,
     deb::deb,
     functional::{functional, Kernel},
     libvirt::libvirt,
@@ -48,6 +50,8 @@ pub enum Suite {
     Functional,
     /// Random operations on both devices, which have to act alike
     Differential,
+    /// How much of the device and its bindings the tests execute
+    Coverage,
     /// Some of these on a build with sanitizers; only if it is named
     Sanitize,
     /// The exported series of patches
@@ -130,6 +134,7 @@ pub fn needs(suites: &[Suite]) -> Needs {
         Suite::Unit,
         Suite::Qtest,
         Suite::Differential,
+        Suite::Coverage,
         Suite::Series,
     ]) {
         Needs::build()
@@ -165,6 +170,7 @@ pub fn run(env: &Env, suites: &[Suite], options: &Options) -> Result<ExitCode> {
             Suite::Qtest => qtest(env, device, target)?,
             Suite::Functional => functional(env, device, &options.kernels, quick)?,
             Suite::Differential => differential(env, options)?,
+            Suite::Coverage => coverage(env, &options.seed)?,
             Suite::Sanitize => sanitize(env, &options.seed)?,
             Suite::Libvirt => libvirt(env, &options.prefix)?,
             Suite::Deb => deb(env)?,

@@ -66,6 +66,13 @@ pub fn unit(env: &Env) -> Result<Count> {
     no_unsafe(env)?;
     count += PASS;
 
+    let repo = shell_in(&env.repo)?;
+    env.run(
+        "unit tests of qemu-balloon-top",
+        cmd!(repo, "python3 -B -m unittest discover -s balloon-top/tests"),
+    )?;
+    count += PASS;
+
     let build = Build::prepare(env, Device::Rust, Target::X86_64, None)?;
     count += meson_test(env, &build, "Rust unit tests", &["--suite", "rust"], &[])?;
     overflow_checks(&fs::read_to_string(build.dir.join("build.ninja"))?)?;
