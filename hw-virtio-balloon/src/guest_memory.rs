@@ -7,7 +7,7 @@ use std::io;
 use ::migration::precopy::{migration_in_bg_snapshot, migration_in_incoming_postcopy};
 use bql::prelude::*;
 use common::{field, Field};
-use system::{prelude::*, ram_block_discard_is_disabled};
+use system::{prelude::*, ram_block_discard_is_disabled, PopulateError};
 use util::{log::Log, log_mask_ln, prelude::*};
 use virtio_balloon_core::{
     budget::Budget,
@@ -212,16 +212,25 @@ impl GuestMemory {
     /// Have the host allocate a range of a block.  Returns false if it does not
     /// have enough memory for that.
     fn populate(&self, block: &RamBlock<'_>, range: &RAMBlockRange) -> bool {
-        let Err(err) = block.populate(range.offset, range.length) else {
-            return true;
+        let err = match block.populate(range.offset, range.length) {
+            Ok(()) => return true,
+            Err(PopulateError::NoMemory(err)) => err,
+            // It would fail again, so the guest should not wait.
+            Err(PopulateError::Other(err)) if err.kind() == io::ErrorKind::InvalidInput => {
+                warn_report_once!(
+                    "virtio-balloon: cannot allocate huge pages before the guest uses them, which \
+                     needs Linux 5.14"
+                );
+                return true;
+            }
+            Err(PopulateError::Other(err)) => {
+                warn_report_once!(
+                    "virtio-balloon: cannot allocate huge pages before the guest uses them: {}",
+                    describe(&err)
+                );
+                return true;
+            }
         };
-        if err.kind() == io::ErrorKind::InvalidInput {
-            warn_report_once!(
-                "virtio-balloon: cannot allocate huge pages before the guest uses them, which \
-                 needs Linux 5.14"
-            );
-            return true;
-        }
         self.count(|c| count(&mut c.populate_errors, 1));
         warn_report_once!(
             "virtio-balloon: the host has no memory for pages that leave the balloon ({}): the \

@@ -20,16 +20,22 @@ pub fn balloon_tests(device: Device, target: Target) -> Vec<&'static str> {
     if device == Device::Rust {
         tests.push("virtio-balloon-rust-test");
     }
+    if target == Target::X86_64 {
+        tests.push("virtio-balloon-kvm-test");
+    }
     // libqos has no driver for CCW.
     if target != Target::S390x {
         tests.extend([
             "virtio-balloon-config-test",
+            "virtio-balloon-conformance-test",
             "virtio-balloon-drivers-test",
+            "virtio-balloon-faults-test",
             "virtio-balloon-huge-pages-test",
             "virtio-balloon-migration-test",
             "virtio-balloon-pages-test",
             "virtio-balloon-reporting-test",
             "virtio-balloon-stats-test",
+            "virtio-balloon-stream-test",
         ]);
         if device == Device::Rust {
             tests.extend([
