@@ -135,8 +135,8 @@ pub const REPORTED: [Reported; 3] = [
         chain: true,
     },
     Reported {
-        name: "reporting 32 x 2 MiB single",
-        buffers: 32,
+        name: "reporting 128 x 2 MiB",
+        buffers: 128,
         pages: 512,
         distance: 512,
         chain: false,
