@@ -220,27 +220,33 @@ static void test_memory(const void *data)
 {
     g_autofree char *name = NULL;
     g_autofree char *private = NULL;
+    g_autofree char *read_only = NULL;
     int fd = g_file_open_tmp("balloon-XXXXXX", &name, NULL);
     const MemoryCase cases[] = {
         { "", PAGE, "none", "pages", GOOD },
         { MEMORY_BACKEND("memfd", ",share=on"), PAGE, "shared", "pages", GOOD },
-        { NULL, PAGE, "private", "read-only-file", READ_ONLY_FILE },
     };
+    MemoryCase file = { NULL, PAGE, "private", "pages", GOOD };
 
     g_assert_cmpint(fd, >=, 0);
     g_assert_cmpint(ftruncate(fd, RAM_SIZE), ==, 0);
     close(fd);
+    for (int i = 0; i < ARRAY_SIZE(cases); i++) {
+        check_memory(data, &cases[i]);
+    }
+
     private = g_strdup_printf(
+        MEMORY_BACKEND("file", ",share=off,mem-path=%s"), name);
+    file.options = private;
+    check_memory(data, &file);
+
+    read_only = g_strdup_printf(
         MEMORY_BACKEND("file", ",share=off,readonly=on,rom=off,mem-path=%s"),
         name);
-    for (int i = 0; i < ARRAY_SIZE(cases); i++) {
-        MemoryCase c = cases[i];
-
-        if (!c.options) {
-            c.options = private;
-        }
-        check_memory(data, &c);
-    }
+    file = (MemoryCase) {
+        read_only, PAGE, "private", "read-only-file", READ_ONLY_FILE
+    };
+    check_memory(data, &file);
     unlink(name);
 }
 

@@ -177,7 +177,7 @@ fn llvm() -> Result<(String, String)> {
 fn models(env: &Env, build: &Build, profile: &Path) -> Result<Vec<String>> {
     env.say("models with coverage");
     let sh = shell_in(&env.repo)?;
-    let target = env.cache.join("tmp/coverage-target");
+    let target = env.cache.join("coverage-target");
     // As in QEMU's build, so that both are the same files
     let remap = format!(
         "--remap-path-prefix={}/hw-virtio-balloon={}/../../../src/{}/rust/hw/virtio/balloon",
