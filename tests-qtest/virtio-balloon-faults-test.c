@@ -713,14 +713,23 @@ static void check_populate(int error, int times)
     balloon_quit(b);
 }
 
-static void test_populate(void)
+/* Whether populating can be tested; if not, the test is skipped. */
+static bool can_populate(void)
 {
     if (no_faults) {
         g_test_skip(no_faults);
-        return;
+        return false;
     }
     if (!have_huge_pages(1)) {
         g_test_skip("not enough huge pages are free");
+        return false;
+    }
+    return true;
+}
+
+static void test_populate(void)
+{
+    if (!can_populate()) {
         return;
     }
     check_populate(ENOMEM, 2);
@@ -737,12 +746,7 @@ static void test_populate_permanent(void)
 {
     static const int errors[] = { EHWPOISON, EPERM, ENOSYS, EIO };
 
-    if (no_faults) {
-        g_test_skip(no_faults);
-        return;
-    }
-    if (!have_huge_pages(1)) {
-        g_test_skip("not enough huge pages are free");
+    if (!can_populate()) {
         return;
     }
     for (int i = 0; i < ARRAY_SIZE(errors); i++) {

@@ -47,20 +47,21 @@ impl Deflation {
     /// Pages that have left the balloon although the host wanted them to stay.
     /// `now` is the time in milliseconds.
     pub fn unasked(&self, now: u64) -> u64 {
-        let emptied = self
-            .emptied
-            .filter(|(_, when)| now.saturating_sub(*when) >= RESET_TIME);
         self.unasked
-            .wrapping_add(emptied.map_or(0, |(pages, _)| pages))
+            .wrapping_add(self.emptied_unasked(now).map_or(0, |(pages, _)| pages))
+    }
+
+    /// `emptied`, if the driver has had the time to reset the device
+    fn emptied_unasked(&self, now: u64) -> Option<(u64, u64)> {
+        self.emptied
+            .filter(|(_, when)| now.saturating_sub(*when) >= RESET_TIME)
     }
 
     /// For how long no pages have left the balloon unasked, in milliseconds;
     /// `None` if none have since the device was reset or migrated.
     pub fn since_unasked(&self, now: u64) -> Option<u64> {
-        let emptied = self.emptied.map(|(_, when)| now.saturating_sub(when));
-        emptied
-            .filter(|time| *time >= RESET_TIME)
-            .or_else(|| self.last.map(|when| now.saturating_sub(when)))
+        let emptied = self.emptied_unasked(now).map(|(_, when)| when);
+        emptied.or(self.last).map(|when| now.saturating_sub(when))
     }
 
     /// Pages in the balloon

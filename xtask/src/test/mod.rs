@@ -232,14 +232,7 @@ fn compare(
         )
         .envs(vars.iter().map(|(k, v)| (k, v)))
         .succeeds()?;
-        Ok(if same {
-            PASS
-        } else {
-            Count {
-                failed: 1,
-                ..Count::default()
-            }
-        })
+        Ok(same.into())
     };
     let mut count = Count::default();
     let cases = sh.read_dir("difftest/cases")?;

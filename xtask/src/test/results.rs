@@ -35,6 +35,17 @@ pub const PASS: Count = Count {
     skipped: 0,
 };
 
+impl From<bool> for Count {
+    /// One test, which has passed or failed
+    fn from(good: bool) -> Self {
+        Self {
+            passed: good.into(),
+            failed: (!good).into(),
+            skipped: 0,
+        }
+    }
+}
+
 /// Tell why something is not tested.
 pub fn skip(what: &str, reason: &str) -> Count {
     println!("{what} not tested: {reason}");
