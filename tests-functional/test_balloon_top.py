@@ -182,12 +182,14 @@ class VirtioBalloonTop(BalloonLinuxTest):
             raise
 
     def check_restored(self, terminal):
-        '''The program has left the terminal as it was.'''
-        output = terminal.output()
+        '''The program, which has stopped, has left the terminal as it was.'''
+        def ended(before, after):
+            output = terminal.output()
+            return -1 < output.rfind(before) < output.rfind(after)
+        # The thread that reads may not have seen yet what was written last.
+        self.wait_for(lambda: ended(ENTER, LEAVE) and ended(HIDE, SHOW),
+                      'the end of the output', TIMEOUT)
         self.assertTrue(terminal.is_restored())
-        self.assertIn(ENTER, output)
-        for before, after in (ENTER, LEAVE), (HIDE, SHOW):
-            self.assertGreater(output.rfind(after), output.rfind(before))
 
     def interval(self):
         '''The interval of the statistics'''
