@@ -580,6 +580,24 @@ void assert_summary(Balloon *b, const char *expected)
     qobject_unref(status);
 }
 
+void eject_balloon_start(Balloon *b)
+{
+    /* See docs/specs/acpi_pci_hotplug.rst. */
+    qtest_outl(b->qts, 0xae08, 1 << 4);
+    assert_no_balloon(b->qts);
+}
+
+void eject_balloon_wait(Balloon *b)
+{
+    qtest_qmp_eventwait(b->qts, "DEVICE_DELETED");
+}
+
+void eject_balloon(Balloon *b)
+{
+    eject_balloon_start(b);
+    eject_balloon_wait(b);
+}
+
 void stop_vm(Balloon *b)
 {
     qtest_qmp_assert_success(b->qts, "{ 'execute': 'stop' }");

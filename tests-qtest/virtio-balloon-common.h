@@ -247,6 +247,13 @@ QDict *get_status(Balloon *b);
 /* Check the member "summary" of balloon-status. */
 void assert_summary(Balloon *b, const char *expected);
 
+/* The guest ejects the device from a PC after the user has asked for it. */
+void eject_balloon(Balloon *b);
+
+/* The two parts of this: the device is not used anymore, and is gone. */
+void eject_balloon_start(Balloon *b);
+void eject_balloon_wait(Balloon *b);
+
 void stop_vm(Balloon *b);
 void continue_vm(Balloon *b);
 

@@ -14,6 +14,7 @@
 #include <glib/gstdio.h>
 #include "qemu/bswap.h"
 #include "virtio-balloon-common.h"
+#include "virtio-balloon-queue-reset.h"
 #include "hw/pci/pci_regs.h"
 #include "standard-headers/linux/virtio_mmio.h"
 #include "standard-headers/linux/virtio_pci.h"
@@ -22,12 +23,6 @@
 static uint64_t ram_start(Balloon *b)
 {
     return !strcmp(b->t->machine, "virt") ? 0x40000000 : 0;
-}
-
-static uint16_t used_idx(Balloon *b, int q)
-{
-    return qtest_readw(b->qts, b->vq[q]->used +
-                       offsetof(struct vring_used, idx));
 }
 
 /*
@@ -131,18 +126,10 @@ static uint32_t submit_flags(Balloon *b, int q, Buffer buffer, uint16_t flags,
  */
 static void separate_ring(Balloon *b, int q)
 {
-    QVirtioPCIDevice *pci = b->pci;
-    uint64_t common = pci->common_cfg_offset;
     QVirtQueue *vq = b->vq[q];
     uint64_t *const parts[] = { &vq->desc, &vq->avail, &vq->used };
 
-    b->dev->bus->queue_select(b->dev, q);
-    qpci_io_writew(pci->pdev, pci->bar, common + VIRTIO_PCI_COMMON_Q_RESET, 1);
-    WAIT_FOR(!qpci_io_readw(pci->pdev, pci->bar,
-                            common + VIRTIO_PCI_COMMON_Q_RESET));
-    g_assert_cmpint(qpci_io_readw(pci->pdev, pci->bar,
-                                  common + VIRTIO_PCI_COMMON_Q_ENABLE), ==, 0);
-
+    reset_queue(b, q);
     guest_free(b->alloc, vq->desc);
     for (int i = 0; i < ARRAY_SIZE(parts); i++) {
         *parts[i] = guest_alloc(b->alloc, PAGE);
@@ -151,7 +138,7 @@ static void separate_ring(Balloon *b, int q)
     qvirtqueue_reset_pool(vq);
     vq->last_used_idx = 0;
     b->dev->bus->set_queue_address(b->dev, vq);
-    qpci_io_writew(pci->pdev, pci->bar, common + VIRTIO_PCI_COMMON_Q_ENABLE, 1);
+    write_common(b, q, VIRTIO_PCI_COMMON_Q_ENABLE, 1);
 }
 
 static void test_descriptors(const void *data)
@@ -414,36 +401,6 @@ static void test_reported_ring(const void *data)
 /*
  * Queues and configuration
  */
-
-/*
- * After the reset of a queue, the device must not use its buffers any more
- * (2.6.1.1).  It has kept the one with statistics, which it returns when they
- * are polled.  C returns it to the new ring.
- */
-static void test_queue_reset(const void *data)
-{
-    Balloon *b = balloon_start(data, "");
-    uint64_t mem = alloc_pages(b, 3);
-
-    submit(b, SVQ, guest_alloc(b->alloc, 10), 10, false);
-    assert_not_used(b, SVQ);
-    separate_ring(b, SVQ);
-    set_stats_interval(b, 1);
-    qtest_clock_step(b->qts, 3 * SECOND);
-    if (is_rust_device()) {
-        assert_not_used(b, SVQ);
-        g_assert_true(is_zero(b, b->vq[SVQ]->used));
-        submit(b, SVQ, guest_alloc(b->alloc, 10), 10, false);
-        qtest_clock_step(b->qts, 3 * SECOND);
-        wait_used(b, SVQ, 0);
-    }
-    /* The other queues are not affected. */
-    send_pfns(b, IVQ, &(uint32_t){ pfn(mem) + 1 }, 1);
-    assert_pages(b, mem, "P0P");
-    g_assert_false(is_broken_for_qmp(b));
-    check_restart(b);
-    balloon_quit(b);
-}
 
 /* Notify the device of a queue with any index. */
 static void notify(Balloon *b, uint16_t index)
@@ -1500,7 +1457,6 @@ static const Test tests[] = {
     { "conformance/next-pfns", test_next_pfns },
     { "conformance/reported-and-inflated", test_reported_and_inflated },
     { "conformance/reported-ring", test_reported_ring },
-    { "conformance/queue-reset", test_queue_reset, MODERN },
     { "conformance/missing-queues", test_missing_queues },
     { "conformance/reporting-not-accepted", test_reporting_not_accepted },
     { "conformance/pci-cfg", test_pci_cfg, MODERN },

@@ -105,19 +105,38 @@ static void move_driver(Balloon *dst, Balloon *src)
     src->num_queues = 0;
 }
 
-/* Stop the VM, save it, and start a QEMU that will load it. */
-static Balloon *save_and_boot(Balloon *src, StateFile *file, char **uri,
-                              const char *options)
+static char *file_uri(const char *path)
+{
+    return g_strdup_printf("file:%s", path);
+}
+
+void balloon_save(Balloon *b, const char *path)
+{
+    g_autofree char *uri = file_uri(path);
+
+    qtest_qmp_assert_success(
+        b->qts, "{ 'execute': 'migrate', 'arguments': { 'uri': %s } }", uri);
+    wait_migration(b, "completed");
+}
+
+static Balloon *boot_incoming(Balloon *src, const char *options)
 {
     g_autofree char *incoming = g_strdup_printf("%s -incoming defer", options);
 
-    state_file_init(file);
-    *uri = g_strdup_printf("file:%s", file->path);
-    stop_vm(src);
-    qtest_qmp_assert_success(
-        src->qts, "{ 'execute': 'migrate', 'arguments': { 'uri': %s } }", *uri);
-    wait_migration(src, "completed");
     return balloon_boot(src->t, incoming);
+}
+
+Balloon *balloon_load(Balloon *src, const char *path, const char *options)
+{
+    g_autofree char *uri = file_uri(path);
+    Balloon *dst = boot_incoming(src, options);
+
+    qtest_qmp_assert_success(
+        dst->qts, "{ 'execute': 'migrate-incoming',"
+        " 'arguments': { 'uri': %s } }", uri);
+    wait_migration(dst, "completed");
+    move_driver(dst, src);
+    return dst;
 }
 
 void balloon_migrate_fails(Balloon *src, const char *options,
@@ -130,7 +149,11 @@ void balloon_migrate_fails(Balloon *src, const char *options,
     g_assert_cmpint(close(g_file_open_tmp("virtio-balloon-XXXXXX", &log,
                                           NULL)), ==, 0);
     all = g_strdup_printf("%s 2>%s", options, log);
-    dst = save_and_boot(src, &file, &uri, all);
+    state_file_init(&file);
+    uri = file_uri(file.path);
+    stop_vm(src);
+    balloon_save(src, file.path);
+    dst = boot_incoming(src, all);
     qtest_qmp_assert_success(
         dst->qts, "{ 'execute': 'migrate-incoming',"
         " 'arguments': { 'uri': %s, 'exit-on-error': false } }", uri);
@@ -146,17 +169,15 @@ void balloon_migrate_fails(Balloon *src, const char *options,
 
 Balloon *balloon_migrate(Balloon *src, const char *options)
 {
-    g_autofree char *uri = NULL;
     StateFile file;
-    Balloon *dst = save_and_boot(src, &file, &uri, options);
+    Balloon *dst;
 
-    qtest_qmp_assert_success(
-        dst->qts, "{ 'execute': 'migrate-incoming',"
-        " 'arguments': { 'uri': %s } }", uri);
-    wait_migration(dst, "completed");
+    state_file_init(&file);
+    stop_vm(src);
+    balloon_save(src, file.path);
+    dst = balloon_load(src, file.path, options);
     state_file_cleanup(&file);
 
-    move_driver(dst, src);
     balloon_quit(src);
     continue_vm(dst);
     return dst;
@@ -297,10 +318,7 @@ void check_hinting_unplug(Balloon *b, HintState state, bool in_flight)
     qtest_qmp_device_del_send(b->qts, "balloon");
     hint_until(b, state);
     hint_or_submit(b, mem, in_flight);
-    /* The guest ejects the device; see docs/specs/acpi_pci_hotplug.rst. */
-    qtest_outl(b->qts, 0xae08, 1 << 4);
-    qtest_qmp_eventwait(b->qts, "DEVICE_DELETED");
-    assert_no_balloon(b->qts);
+    eject_balloon(b);
     if (state != HINT_DONE) {
         cancel_migration(b);
     }

@@ -15,6 +15,15 @@
  */
 Balloon *balloon_migrate(Balloon *src, const char *options);
 
+/* Save the VM to a file.  Afterwards it is stopped. */
+void balloon_save(Balloon *b, const char *path);
+
+/*
+ * Load a VM that was saved in another QEMU that is started with @options.
+ * Returns the driver there; @src has no queues anymore.
+ */
+Balloon *balloon_load(Balloon *src, const char *path, const char *options);
+
 /*
  * Stop the VM, and check that another QEMU that is started with @options fails
  * to load it.  That QEMU prints a message; the argument is a regular expression

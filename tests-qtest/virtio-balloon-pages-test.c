@@ -6,6 +6,7 @@
 
 #include "qemu/osdep.h"
 #include "qemu/bswap.h"
+#include "qemu/units.h"
 #include "virtio-balloon-common.h"
 
 static void test_inflate_one(const void *data)
@@ -35,6 +36,70 @@ static void test_inflate_many(const void *data)
     for (i = 0; i < 260; i++) {
         g_assert_cmpint(is_zero(b, mem + i * PAGE), ==, i >= 2 && i < 258);
     }
+    balloon_quit(b);
+}
+
+/* Pages of an element in any order, some of them more than once */
+static void test_inflate_order(const void *data)
+{
+    static const int order[] = {
+        8, 9, 10, 5, 4, 3, 4, 9, 7, 12, 12, 13, 12, 14, 1, 1, 20, 19, 20, 21, 17
+    };
+    static const char expected[] = "P0P000P0000P000PP0P000P";
+    Balloon *b = balloon_start(data, "");
+    uint64_t mem = alloc_pages(b, strlen(expected));
+    uint32_t pfns[ARRAY_SIZE(order)];
+
+    for (int i = 0; i < ARRAY_SIZE(order); i++) {
+        pfns[i] = pfn(mem) + order[i];
+    }
+    send_pfns(b, IVQ, pfns, ARRAY_SIZE(order));
+    assert_pages(b, mem, expected);
+    send_pfns(b, DVQ, pfns, ARRAY_SIZE(order));
+    assert_pages(b, mem, expected);
+    balloon_quit(b);
+}
+
+/* More pages that are not adjacent than a system call could discard */
+static void test_inflate_scattered(const void *data)
+{
+    static const int starts[] = { 0, 1000, 1020, 1024, 2044, 2048, 2490 };
+    Balloon *b = balloon_start(data, "");
+    uint64_t mem = alloc_pages(b, 5000);
+    uint32_t pfns[2500];
+
+    for (int i = 0; i < ARRAY_SIZE(pfns); i++) {
+        pfns[i] = pfn(mem) + 2 * i;
+    }
+    send_pfns(b, IVQ, pfns, ARRAY_SIZE(pfns));
+    for (int i = 0; i < ARRAY_SIZE(starts); i++) {
+        assert_pages(b, mem + 2 * starts[i] * PAGE, "0P0P0P0P0P0P0P0P0P0P");
+    }
+    send_pfns(b, DVQ, pfns, ARRAY_SIZE(pfns));
+    assert_pages(b, mem, "0P0P");
+    balloon_quit(b);
+}
+
+/* Pages of an element that are in different memory regions, in turns */
+static void test_inflate_regions(const void *data)
+{
+    Balloon *b = balloon_start(data, " -m slots=1,maxmem=1G"
+                               " -object memory-backend-ram,id=ram1,size=128M"
+                               " -device pc-dimm,memdev=ram1,addr=0x100000000");
+    const uint64_t dimm = 4 * GiB;
+    uint64_t mem = alloc_pages(b, 6);
+    uint32_t pfns[] = {
+        pfn(mem), pfn(dimm), pfn(dimm) + 1, pfn(mem) + 1, pfn(mem) + 2,
+        pfn(dimm) + 5, pfn(mem) + 4, pfn(dimm) + 3,
+    };
+
+    qtest_memset(b->qts, dimm, PATTERN, 6 * PAGE);
+    send_pfns(b, IVQ, pfns, ARRAY_SIZE(pfns));
+    assert_pages(b, mem, "000P0P");
+    assert_pages(b, dimm, "00P0P0");
+    send_pfns(b, DVQ, pfns, ARRAY_SIZE(pfns));
+    assert_pages(b, mem, "000P0P");
+    assert_pages(b, dimm, "00P0P0");
     balloon_quit(b);
 }
 
@@ -352,6 +417,9 @@ static void test_bad_buffer(const void *data)
 static const TransportTest tests[] = {
     { "inflate/one", test_inflate_one },
     { "inflate/many", test_inflate_many },
+    { "inflate/order", test_inflate_order },
+    { "inflate/scattered", test_inflate_scattered },
+    { "inflate/regions", test_inflate_regions, .pc_only = true },
     { "inflate/batch", test_inflate_batch },
     { "inflate/in-order", test_inflate_in_order },
     { "inflate/chain", test_inflate_chain },

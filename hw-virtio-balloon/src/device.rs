@@ -271,7 +271,7 @@ impl VirtIOBalloon {
         self.bh.delete();
         self.retry.delete();
         for part in self.parts() {
-            part.drop_elements();
+            part.drop_elements(&self.context());
             part.queue().set(None);
         }
         self.memory.unrealize();
@@ -352,7 +352,7 @@ impl VirtIOBalloon {
     /// The driver resets a single queue.
     fn queue_reset(&self, queue: u32) {
         if let Some(part) = self.part_of(queue) {
-            part.drop_elements();
+            part.drop_elements(&self.context());
         }
     }
 

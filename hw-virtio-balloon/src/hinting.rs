@@ -258,6 +258,15 @@ impl Part for FreePageHinting {
     #[doc(alias = "virtio_balloon_handle_free_page_vq")]
     fn handle(&self, cx: &Context<'_>, event: Event) {
         match event {
+            Event::Arrived => {
+                // The C device turns notifications off while it polls the queue,
+                // and may have been stopped then.
+                let queue = self.queue().get();
+                if let Some(vq) = queue.and_then(|index| VirtQueue::of(cx.vdev, index)) {
+                    vq.set_notification(true);
+                }
+                self.turn(cx, event);
+            }
             // Event::Started will begin a turn
             Event::Notified if !cx.vdev.vm_running() => self.turn(cx, Event::Arrived),
             Event::Stopped => {
@@ -272,14 +281,14 @@ impl Part for FreePageHinting {
         self.shared.exchange.in_flight()
     }
 
-    fn drop_elements(&self) {
+    fn drop_elements(&self, _cx: &Context<'_>) {
         self.turns.drop_elements();
         self.shared.exchange.drop_all();
         self.buffers.set(0);
     }
 
     fn reset(&self, cx: &Context<'_>) {
-        self.drop_elements();
+        self.drop_elements(cx);
         if cx.vdev.has_feature(VIRTIO_BALLOON_F_FREE_PAGE_HINT) {
             self.update(cx, Hinting::stop);
         } else {

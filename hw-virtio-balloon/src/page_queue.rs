@@ -66,8 +66,12 @@ impl Part for PageQueue {
         PartPort::new(self, &self.turns, cx).map_or(0, |port| port.in_flight())
     }
 
-    fn drop_elements(&self) {
+    fn drop_elements(&self, cx: &Context<'_>) {
         self.turns.drop_elements();
+        // The driver can use their pages again without telling the device.
+        if self.keeps_elements_apart(cx) {
+            cx.memory.forget_parts();
+        }
     }
 }
 

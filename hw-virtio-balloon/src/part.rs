@@ -46,7 +46,7 @@
 //!         0
 //!     }
 //!
-//!     fn drop_elements(&self) {
+//!     fn drop_elements(&self, _cx: &Context<'_>) {
 //!         self.turns.drop_elements();
 //!     }
 //! }
@@ -107,11 +107,11 @@ pub trait Part {
 
     /// The queue is reset or removed: drop all elements that were popped from
     /// it, without returning them.
-    fn drop_elements(&self);
+    fn drop_elements(&self, cx: &Context<'_>);
 
     /// The device is reset.
-    fn reset(&self, _cx: &Context<'_>) {
-        self.drop_elements();
+    fn reset(&self, cx: &Context<'_>) {
+        self.drop_elements(cx);
     }
 }
 

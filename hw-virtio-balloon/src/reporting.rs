@@ -43,7 +43,7 @@ impl Part for Reporting {
         PartPort::new(self, &self.turns, cx).map_or(0, |port| port.in_flight())
     }
 
-    fn drop_elements(&self) {
+    fn drop_elements(&self, _cx: &Context<'_>) {
         self.turns.drop_elements();
     }
 }

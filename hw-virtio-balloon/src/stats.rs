@@ -280,7 +280,7 @@ impl Part for GuestStats {
         usize::from(self.element.borrow().is_some())
     }
 
-    fn drop_elements(&self) {
+    fn drop_elements(&self, _cx: &Context<'_>) {
         self.asked.set(None);
         drop(self.take_element());
     }

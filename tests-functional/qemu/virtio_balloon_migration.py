@@ -182,8 +182,8 @@ class BalloonMigrationTest(BalloonLinuxTest):
     '''
     Several QEMUs; self.vm is the one in which the guest runs.
 
-    BALLOON_QEMU_C, BALLOON_QEMU_RUST and BALLOON_STOCK_QEMU are the paths of
-    the executables.
+    BALLOON_QEMU_C, BALLOON_QEMU_RUST, BALLOON_STOCK_QEMU and
+    BALLOON_LATEST_QEMU are the paths of the executables.
     '''
 
     # The latest machine type of the QEMU 7.2 in Debian 12
@@ -193,6 +193,7 @@ class BalloonMigrationTest(BalloonLinuxTest):
         'C': 'BALLOON_QEMU_C',
         'Rust': 'BALLOON_QEMU_RUST',
         'stock': 'BALLOON_STOCK_QEMU',
+        'latest': 'BALLOON_LATEST_QEMU',
     }
 
     # The smallest bandwidth.  QEMU sends one buffer of the stream every 100
@@ -210,13 +211,15 @@ class BalloonMigrationTest(BalloonLinuxTest):
 
     def setUp(self):
         super().setUp()
-        missing = [var for key, var in self.VARIABLES.items()
-                   if key != 'stock' and not os.getenv(var)]
+        missing = [self.VARIABLES[impl] for impl in ('C', 'Rust')
+                   if not self.binary(impl)]
         if missing:
             self.skipTest('set ' + ' and '.join(missing))
 
     def binary(self, impl):
-        '''The executable for "C", "Rust" or "stock"; None if not given'''
+        '''
+        The executable for "C", "Rust", "stock" or "latest"; None if not given
+        '''
         return os.getenv(self.VARIABLES[impl])
 
     def new_qemu(self, impl, options='', cmdline='', args=()):

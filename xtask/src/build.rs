@@ -15,6 +15,7 @@ use xshell::{cmd, Shell};
 
 use crate::{
     env::{remove, sha256_of, Env},
+    llvm::Llvm,
     run::{shell_in, RunQuiet},
     source::{forget_crates, Source},
     tools::Tools,
@@ -43,7 +44,8 @@ const MINIMAL: [&str; 3] = [
 /// Options of the Rust compiler to count which lines and branches are executed
 pub const COVERAGE: [&str; 2] = ["-Cinstrument-coverage", "-Zcoverage-options=branch"];
 
-/// Has a stable compiler accept options that are not stable, for `COVERAGE`
+/// Has a stable compiler accept options that are not stable: for `COVERAGE`, and
+/// for what QEMU's build system uses for sanitizers and for fuzzing
 pub const UNSTABLE: (&str, &str) = ("RUSTC_BOOTSTRAP", "1");
 
 /// Where Debian's packages have firmware
@@ -118,8 +120,9 @@ pub fn build_both(env: &Env) -> Result<[Build; 2]> {
 enum Kind {
     /// Tests: it has only what they need
     Minimal,
-    /// The same with `AddressSanitizer` and `UndefinedBehaviorSanitizer`
-    Sanitized,
+    /// The same with `AddressSanitizer` and `UndefinedBehaviorSanitizer`, and
+    /// what a fuzzer needs, by this compiler
+    Sanitized { cc: String },
     /// Tests, while the executed lines and branches of Rust code are counted
     Coverage,
     /// Users, with these options of configure
@@ -131,7 +134,7 @@ impl Kind {
     const fn suffix(&self) -> &'static str {
         match self {
             Self::Minimal => "",
-            Self::Sanitized => "-sanitized",
+            Self::Sanitized { .. } => "-sanitized",
             Self::Coverage => "-coverage",
             Self::Full(_) => "-full",
         }
@@ -141,7 +144,7 @@ impl Kind {
     const fn description(&self) -> &'static str {
         match self {
             Self::Minimal => "",
-            Self::Sanitized => ", with sanitizers",
+            Self::Sanitized { .. } => ", with sanitizers",
             Self::Coverage => ", with coverage",
             Self::Full(_) => ", with all features",
         }
@@ -150,7 +153,7 @@ impl Kind {
     /// The space that a build needs, in GiB
     const fn space(&self) -> u64 {
         match self {
-            Self::Minimal | Self::Sanitized | Self::Coverage => 4,
+            Self::Minimal | Self::Sanitized { .. } | Self::Coverage => 4,
             Self::Full(_) => 6,
         }
     }
@@ -215,16 +218,17 @@ impl Build {
         Self::configured(env, &env.cache, source, device, target)
     }
 
-    /// Prepare the source and configure it with sanitizers, in a build directory
-    /// of its own.
+    /// Prepare the source and configure it with sanitizers and for fuzzing, in a
+    /// build directory of its own.
     ///
     /// # Errors
     ///
     /// Fails if a step does; the next call resumes.
     pub fn prepare_sanitized(env: &Env, device: Device, target: Target) -> Result<Self> {
         let source = Source::prepare(env, None)?;
-        Self::new(env, &env.cache, source, device, target, Kind::Sanitized)?
-            .configure_if_needed(env)
+        let cc = Llvm::provide(env)?.program("clang");
+        let kind = Kind::Sanitized { cc };
+        Self::new(env, &env.cache, source, device, target, kind)?.configure_if_needed(env)
     }
 
     /// Prepare the source and configure it so that the coverage of the Rust
@@ -284,7 +288,7 @@ impl Build {
         kind: Kind,
     ) -> Result<Self> {
         let mut vars = ccache_env(env);
-        if matches!(kind, Kind::Coverage) {
+        if matches!(kind, Kind::Coverage | Kind::Sanitized { .. }) {
             vars.push((UNSTABLE.0, UNSTABLE.1.into()));
         }
         Ok(Self {
@@ -346,9 +350,9 @@ impl Build {
         let mut add = |options: &[&str]| args.extend(options.iter().map(ToString::to_string));
         match &self.kind {
             Kind::Minimal => add(&MINIMAL),
-            Kind::Sanitized => {
+            Kind::Sanitized { .. } => {
                 add(&MINIMAL);
-                add(&["--enable-asan", "--enable-ubsan"]);
+                add(&["--enable-asan", "--enable-ubsan", "--enable-fuzzing"]);
             }
             Kind::Coverage => {
                 add(&MINIMAL);
@@ -360,10 +364,13 @@ impl Build {
         if let Kind::Full(options) = &self.kind {
             args.extend_from_slice(options);
         }
+        let cc = match &self.kind {
+            Kind::Sanitized { cc } => cc,
+            _ => "cc",
+        };
         let sh = Shell::new()?;
-        if cmd!(sh, "ccache --version").run_quiet().is_ok() {
-            args.push("--cc=ccache cc".to_owned());
-        }
+        let ccache = cmd!(sh, "ccache --version").run_quiet().is_ok();
+        args.push(format!("--cc={}{cc}", if ccache { "ccache " } else { "" }));
         Ok(args)
     }
 
@@ -421,13 +428,23 @@ impl Build {
         )
     }
 
-    /// Build QEMU itself, and put the firmware where it finds it.
+    /// Build QEMU itself.
     ///
     /// # Errors
     ///
     /// Fails if something does not compile.
     pub fn build_qemu(&self, env: &Env) -> Result<()> {
-        self.ninja(env, &[self.qemu_name()])?;
+        self.build_program(env, self.qemu_name())
+    }
+
+    /// Build a program that emulates a machine, and put the firmware where it
+    /// finds it.
+    ///
+    /// # Errors
+    ///
+    /// Fails if something does not compile.
+    pub fn build_program(&self, env: &Env, name: String) -> Result<()> {
+        self.ninja(env, &[name])?;
 
         let bundle = self.dir.join("qemu-bundle/usr/local/share/qemu");
         fs::create_dir_all(&bundle)?;

@@ -40,22 +40,16 @@ impl<'a> Debian<'a> {
     pub fn install(env: &'a Env, dir: PathBuf, packages: &[&str]) -> Result<Self> {
         env.need_space(DISK)?;
         apt::ensure_packages(env, PACKAGES)?;
-        let sh = Shell::new()?;
         let release = release()?;
-        let source = format!("deb {} {release} main", apt::mirror(env)?);
-        let include = packages
-            .iter()
-            .map(|package| format!("--include={package}"));
-        env.run(
+        mmdebstrap(
+            env,
             &format!("installing Debian {release} into a directory"),
-            cmd!(
-                sh,
-                "mmdebstrap --mode=root --variant=minbase {include...} {release} {dir} {source}"
-            ),
+            &["--mode=root", "--variant=minbase"],
+            &release,
+            &dir,
+            packages,
         )?;
-        // How this system gets to the mirror
-        let acquire = cmd!(sh, "apt-config dump Acquire").read_quiet()?;
-        fs::write(dir.join("etc/apt/apt.conf.d/99host"), acquire)?;
+        let sh = Shell::new()?;
         let ssl = dir.join("etc/ssl");
         cmd!(sh, "cp -rL --remove-destination /etc/ssl/certs {ssl}").run_quiet()?;
         // There is no init that could start services.
@@ -144,7 +138,61 @@ impl<'a> Debian<'a> {
     }
 }
 
-fn write_program(path: &Path, commands: &str) -> Result<()> {
+/// Unpack packages of a suite of Debian, and those that they depend on, into a
+/// directory.  Nothing is set up there, and the user need not be root.
+///
+/// # Errors
+///
+/// Fails if the packages cannot be downloaded.
+pub fn unpack(env: &Env, suite: &str, dir: &Path, packages: &[&str]) -> Result<()> {
+    let list = packages.join(" ");
+    mmdebstrap(
+        env,
+        &format!("getting {list} of Debian {suite}"),
+        // No script of a package is run, which would need a chroot.
+        &["--mode=chrootless", "--variant=extract"],
+        suite,
+        dir,
+        packages,
+    )
+}
+
+/// Put packages of a suite, and those that they depend on, into a directory, in
+/// the way that the options tell.  They come from the mirror that this system
+/// uses, and apt verifies them.
+fn mmdebstrap(
+    env: &Env,
+    what: &str,
+    options: &[&str],
+    suite: &str,
+    dir: &Path,
+    packages: &[&str],
+) -> Result<()> {
+    let source = format!("deb {} {suite} main", apt::mirror(env)?);
+    apt::ensure_packages(env, &["mmdebstrap"])?;
+    let sh = Shell::new()?;
+    let include = packages
+        .iter()
+        .map(|package| format!("--include={package}"));
+    // How this system gets to the mirror; the apt inside does so, too.
+    let tmp = env.temp_dir("mmdebstrap")?;
+    let acquire = tmp.path().join("acquire");
+    fs::write(&acquire, cmd!(sh, "apt-config dump Acquire").read_quiet()?)?;
+    env.run(
+        what,
+        cmd!(
+            sh,
+            "mmdebstrap {options...} --aptopt={acquire} {include...} {suite} {dir} {source}"
+        ),
+    )
+}
+
+/// Write a program: what a shell does.
+///
+/// # Errors
+///
+/// Fails if it cannot be written.
+pub fn write_program(path: &Path, commands: &str) -> Result<()> {
     fs::write(path, format!("#!/bin/sh\n{commands}"))?;
     let mode = fs::Permissions::from_mode(0o755);
     Ok(fs::set_permissions(path, mode)?)

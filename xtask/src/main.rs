@@ -8,9 +8,11 @@ mod build;
 mod deb;
 mod debian;
 mod env;
+mod fuzz;
 mod guest;
 mod hugepages;
 mod install;
+mod llvm;
 mod preflight;
 mod run;
 mod series;
@@ -116,6 +118,18 @@ enum Cmd {
         #[command(flatten)]
         options: test::Options,
     },
+    /// Look for inputs of guests and operators that QEMU does not survive
+    Fuzz {
+        /// For how long, on all processors
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+        minutes: u64,
+        /// Implementation of the balloon device
+        #[arg(long, value_enum, default_value = "rust")]
+        device: Device,
+        /// Write what was found to this repository, for the suite "fuzz"
+        #[arg(long)]
+        save: bool,
+    },
     /// Measure the C device and the Rust device
     Bench {
         /// How often to measure everything
@@ -135,8 +149,11 @@ enum Cmd {
     /// Measure what guests do with deflate-on-oom, with the balloon drivers that
     /// Linux has had
     GuestPolicies(guest::policies::Options),
-    /// Export all as a series of patches for git am
+    /// Export patches for git am, in envelopes that can be used by themselves
     Series {
+        /// Envelopes; those that they build on are exported, too [default: all]
+        #[arg(conflicts_with = "import")]
+        envelopes: Vec<String>,
         /// Directory for the patches
         #[arg(long, required_unless_present = "import")]
         out: Option<PathBuf>,
@@ -151,7 +168,7 @@ impl Cmd {
     /// What has to be there before the command starts
     fn needs(&self) -> Result<Option<Needs>> {
         Ok(Some(match self {
-            Self::Build { .. } | Self::Series { .. } => Needs::build(),
+            Self::Build { .. } | Self::Fuzz { .. } | Self::Series { .. } => Needs::build(),
             Self::Install {
                 prefix, options, ..
             } => install::needs(prefix, options)?,
@@ -202,6 +219,11 @@ fn run(cli: Cli) -> Result<ExitCode> {
             println!("{}", assets.initrd.display());
         }
         Cmd::Test { suites, options } => return test::run(&env, &suites, &options),
+        Cmd::Fuzz {
+            minutes,
+            device,
+            save,
+        } => fuzz::fuzz(&env, device, minutes, save)?,
         Cmd::Bench {
             reps,
             only,
@@ -209,10 +231,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
             chart,
         } => bench::run(&env, reps, &only, json.as_deref(), chart.as_deref())?,
         Cmd::GuestPolicies(options) => guest::policies::run(&env, &options)?,
-        Cmd::Series { out, .. } => match out {
+        Cmd::Series { out, envelopes, .. } => match out {
             Some(out) => {
-                let count = series::export(&env, &out)?;
-                println!("{count} patches in {}", out.display());
+                let patches = series::export(&env, &out, &envelopes)?;
+                println!("{} patches: git am {}/*/*.patch", patches.len(), out.display());
             }
             None => println!("{} patches in patches/qemu", series::import(&env)?),
         },

@@ -88,6 +88,9 @@ pub const KERNELS: &[(&str, Option<&str>)] = &[
     ("sid", None),
 ];
 
+/// Debian's suite with the newest versions
+pub const DEVELOPMENT: &str = KERNELS[KERNELS.len() - 1].0;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,7 +3,7 @@
 //! The size of the balloon: the one that the user wants, and the one that the
 //! driver reports
 
-use system::{prelude::*, send_balloon_change};
+use system::{guest_ram_size, prelude::*, send_balloon_change};
 use util::prelude::*;
 use virtio::prelude::*;
 use virtio_balloon_core::spec::{
@@ -19,7 +19,7 @@ use crate::trace::{
 
 impl VirtIOBalloon {
     pub(super) fn ram_size() -> u64 {
-        MachineState::current().map_or(0, MachineState::current_ram_size)
+        guest_ram_size()
     }
 
     pub(super) fn config_size(&self) -> usize {

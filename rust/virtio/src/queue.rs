@@ -104,6 +104,23 @@ impl<'a> VirtQueue<'a> {
         usize::try_from(size).unwrap_or(0)
     }
 
+    /// Tell the driver whether it has to notify the device of new elements.
+    /// Look at the queue after this, as there may be some already.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the big QEMU lock is not taken.
+    #[doc(alias = "virtio_queue_set_notification")]
+    pub fn set_notification(&self, enable: bool) {
+        if self.is_current() {
+            // SAFETY: the queue was not removed, since it existed when `self`
+            // was made, and is_current() has checked that the BQL is taken
+            unsafe {
+                bindings::virtio_queue_set_notification(self.vq.as_ptr(), enable.into());
+            }
+        }
+    }
+
     /// Pop the next element that the driver has made available; `None` if there
     /// is none, or if the device is broken or not realized anymore.
     ///

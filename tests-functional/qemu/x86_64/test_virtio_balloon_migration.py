@@ -39,6 +39,7 @@ if os.getenv('BALLOON_QUICK') == '1':
 CHAINS = [
     ['C', 'Rust', 'C', 'Rust', 'Rust'],
     ['stock', 'Rust', 'stock'],
+    ['latest', 'Rust', 'latest', 'C', 'latest'],
 ]
 
 
@@ -55,15 +56,16 @@ class VirtioBalloonMatrix(BalloonMigrationTest):
 
     @classmethod
     def tearDownClass(cls):
-        '''Print the table as comments, which TAP ignores.'''
-        columns = [(i, hop) for i, chain in enumerate(CHAINS)
-                   for hop in hops(chain)]
+        '''Print a table for each chain as comments, which TAP ignores.'''
         first = max(len(mix) for mix in MIXES)
-        lines = [' ' * first + ' | ' + ' | '.join(h for _, h in columns)]
-        for mix in MIXES:
-            cells = [cls.cells.get((mix, i, hop), '-').center(len(hop))
-                     for i, hop in columns]
-            lines.append(mix.ljust(first) + ' | ' + ' | '.join(cells))
+        lines = []
+        for number, chain in enumerate(CHAINS):
+            columns = hops(chain)
+            lines.append(' ' * first + ' | ' + ' | '.join(columns))
+            for mix in MIXES:
+                cells = [cls.cells.get((mix, number, hop), '-')
+                         .center(len(hop)) for hop in columns]
+                lines.append(mix.ljust(first) + ' | ' + ' | '.join(cells))
         for line in lines:
             print('# ' + line.rstrip())
         sys.stdout.flush()
@@ -127,7 +129,7 @@ class VirtioBalloonMatrix(BalloonMigrationTest):
                     self.visit(mix, number)
             except unittest.SkipTest as exc:
                 skipped.append(str(exc))
-            # Continue with the other chain
+            # Continue with the other chains
             except Exception:
                 errors.append(traceback.format_exc())
             self.vm.shutdown(hard=True)

@@ -144,15 +144,16 @@ fn unpack(env: &Env, source: &Source, tree: &Path) -> Result<Vec<&'static Option
 
     // After Debian's own patches
     let exported = tree.join("debian/balloon");
-    series::export(env, &exported)?;
+    let series = series::export(env, &exported, &[])?;
     let list = debian.join("patches/series");
     let mut lines = fs::read_to_string(&list)?;
     let local = patches_for_libvirt(env)?;
-    for (kind, patches) in [("libvirt", local), ("balloon", patches_in(&exported)?)] {
-        for patch in patches {
+    for (kind, patches) in [("libvirt", local), ("balloon", series)] {
+        for (i, patch) in patches.iter().enumerate() {
             let name = patch.file_name().unwrap_or_default().to_string_lossy();
-            fs::copy(&patch, debian.join(format!("patches/{kind}-{name}")))?;
-            lines.push_str(&format!("{kind}-{name}\n"));
+            let name = format!("{kind}-{:03}-{name}", i + 1);
+            fs::copy(patch, debian.join("patches").join(&name))?;
+            lines.push_str(&format!("{name}\n"));
         }
     }
     fs::write(list, lines)?;

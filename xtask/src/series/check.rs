@@ -11,40 +11,98 @@ use std::{
 use anyhow::{ensure, Context, Result};
 use xshell::{cmd, Shell};
 
-use super::{export, style::check_style};
+use super::{
+    envelopes::{choose, envelopes, Envelope},
+    export,
+    style::check_style,
+};
 use crate::{
     build::{Build, Device, Target},
     env::Env,
+    hugepages::HugePages,
     run::RunQuiet,
-    source::{in_worktree, local_patches, mounted_files, patches_in, Source},
+    source::{in_worktree, local_patches, mounted_files, Source},
+    test::{run_qtests, Count},
 };
 
+/// How much is built
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// Nothing
+    Apply,
+    /// QEMU with each envelope and those that it builds on
+    Envelopes,
+    /// QEMU after each patch
+    Patches,
+}
+
 /// Check that the exported series applies to the pristine source and results in
-/// the tree that was built, and that the patches are in QEMU's style.  Returns
-/// the number of patches.
+/// the tree that was built, that each envelope applies with those that it builds
+/// on alone, and that the patches are in QEMU's style.  Returns the number of
+/// patches.
 ///
-/// With `each`, QEMU is also built after every patch, with and without Rust.
+/// What is built is built with and without Rust, and the tests that are new are
+/// run.
 ///
 /// # Errors
 ///
 /// Fails if any of this is not so.
-pub fn check(env: &Env, each: bool) -> Result<usize> {
+pub fn check(env: &Env, depth: Depth) -> Result<Count> {
     let source = Source::prepare(env, None)?;
     let tmp = env.temp_dir("check")?;
     let out = tmp.path().join("patches");
-    let count = export(env, &out)?;
+    let patches = export(env, &out, &[])?;
     env.say("applying the series to the pristine source");
 
     let scratch = tmp.path().join("tree");
     let sh = source.git()?;
-    let patches = patches_in(&out)?;
     let added = in_worktree(&sh, &scratch, "pristine", |inner| {
         check_result(env, inner, &source, &scratch, &patches)
     })?;
     check_maintainers(&sh, &added)?;
     check_style(env, &sh, &patches)?;
-    if each {
-        build_each(env, &source, &patches)?;
+
+    env.say("applying each envelope to the pristine source");
+    let all = envelopes(&fs::read_to_string(env.repo.join("patches/series"))?)?;
+    let mut sequences = Vec::new();
+    for envelope in &all {
+        let mut sequence = Vec::new();
+        for Envelope { patches: range, .. } in choose(&all, &[envelope.name.clone()])? {
+            sequence.extend_from_slice(&patches[range.clone()]);
+        }
+        in_worktree(&sh, &scratch, "pristine", |inner| {
+            let sequence = &sequence;
+            cmd!(inner, "git am -q {sequence...}")
+                .run_quiet()
+                .with_context(|| format!("{} does not apply", envelope.name))
+        })?;
+        sequences.push((envelope, sequence));
+    }
+    println!(
+        "the {} patches of the series apply and result in the same tree, and each of the {} \
+         envelopes applies with those that it builds on",
+        patches.len(),
+        all.len()
+    );
+
+    let mut count = Count::from(true);
+    match depth {
+        Depth::Apply => {}
+        Depth::Envelopes => {
+            for (Envelope { name, patches, .. }, sequence) in sequences {
+                env.say(&format!("== {name}"));
+                let (bases, own) = sequence.split_at(sequence.len() - patches.len());
+                let mut stages = vec![own.to_vec()];
+                if !bases.is_empty() {
+                    stages.insert(0, bases.to_vec());
+                }
+                count += build_stages(env, &source, &stages, true)?;
+            }
+        }
+        Depth::Patches => {
+            let stages: Vec<_> = patches.into_iter().map(|patch| vec![patch]).collect();
+            count += build_stages(env, &source, &stages, false)?;
+        }
     }
     Ok(count)
 }
@@ -120,41 +178,86 @@ fn check_maintainers(sh: &Shell, files: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Build QEMU after each patch, with and without Rust.
-fn build_each(env: &Env, source: &Source, patches: &[PathBuf]) -> Result<()> {
+/// Apply patches to the pristine source in stages.  After each stage, or only
+/// after the last one, build QEMU with and without Rust, and run the qtests that
+/// are new.
+fn build_stages(
+    env: &Env,
+    source: &Source,
+    stages: &[Vec<PathBuf>],
+    only_last: bool,
+) -> Result<Count> {
     env.need_space(8)?;
-    let root = env.temp_dir("each")?;
+    let root = env.temp_dir("stages")?;
+    // as for the suite of qtests
+    let _pages = HugePages::reserve(env, 240);
     let result = (|| {
         let tree = source.pristine_worktree(env, root.path())?;
         let sh = tree.git()?;
-        let builds = [Device::C, Device::Rust].map(|device| {
-            Build::configured(env, root.path(), tree.clone(), device, Target::X86_64)
-        });
-        let builds = builds.into_iter().collect::<Result<Vec<_>>>()?;
-        for (i, patch) in patches.iter().enumerate() {
-            let name = patch.file_name().unwrap_or_default().to_string_lossy();
-            env.say(&format!("patch {} of {}: {name}", i + 1, patches.len()));
-            cmd!(sh, "git am -q --keep-cr {patch}").run_quiet()?;
-            let changed = cmd!(sh, "git diff --name-only HEAD~1 HEAD").read_quiet()?;
+        let mut builds = Vec::new();
+        let mut count = Count::default();
+        for (i, patches) in stages.iter().enumerate() {
+            let last = patches.last().and_then(|patch| patch.file_name());
+            let name = last.unwrap_or_default().to_string_lossy();
+            env.say(&format!("stage {} of {}: {name}", i + 1, stages.len()));
+            let before = cmd!(sh, "git rev-parse HEAD").read_quiet()?;
+            cmd!(sh, "git am -q --keep-cr {patches...}").run_quiet()?;
+            if only_last && i + 1 < stages.len() {
+                continue;
+            }
+            if builds.is_empty() {
+                for device in [Device::C, Device::Rust] {
+                    let tree = tree.clone();
+                    builds.push(Build::configured(
+                        env,
+                        root.path(),
+                        tree,
+                        device,
+                        Target::X86_64,
+                    )?);
+                }
+            }
+            let changed = cmd!(sh, "git diff --name-only {before} HEAD").read_quiet()?;
+            let added =
+                cmd!(sh, "git diff --name-only --diff-filter=A {before} HEAD").read_quiet()?;
             for build in &builds {
                 if changed.contains("rust/qemu-macros/") {
                     build.forget_crates()?;
                 }
-                build.ninja(env, &[build.qemu_name()]).with_context(|| {
-                    format!(
-                        "QEMU cannot be built {} Rust after {name}",
-                        match build.device {
-                            Device::C => "without",
-                            Device::Rust => "with",
-                        }
-                    )
+                build.build_qemu(env).with_context(|| {
+                    let how = match build.device {
+                        Device::C => "without",
+                        Device::Rust => "with",
+                    };
+                    format!("QEMU cannot be built {how} Rust after {name}")
                 })?;
+                count += run_qtests(env, build, &new_qtests(&added))?;
             }
         }
-        Ok(())
+        Ok(count)
     })();
     root.close()?;
     let sh = source.git()?;
     cmd!(sh, "git worktree prune").run_quiet()?;
     result
+}
+
+/// The programs of qtests among new files
+fn new_qtests(files: &str) -> Vec<&str> {
+    files
+        .lines()
+        .filter_map(|file| file.strip_prefix("tests/qtest/")?.strip_suffix(".c"))
+        .filter(|name| name.ends_with("-test"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn qtests_among_files() {
+        let files = "tests/qtest/a-test.c\ntests/qtest/b.c\ntests/unit/c-test.c\ndocs/d.rst";
+        assert_eq!(new_qtests(files), ["a-test"]);
+    }
 }

@@ -2,12 +2,19 @@
 
 //! Writes the patches
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{ensure, Context, Result};
 use xshell::cmd;
 
-use super::{assign, steps};
+use super::{
+    assign,
+    envelopes::{choose, envelopes, Envelope},
+    steps,
+};
 use crate::{
     env::{remove, Env},
     run::RunQuiet,
@@ -19,28 +26,37 @@ use crate::{
 /// stops at a mail without a patch.
 const COVER_LETTER: &str = "0000-cover-letter.txt";
 
-/// Write the series to a directory, which must not contain patches.  Returns
-/// how many there are.
+/// What each cover letter begins with
+const PROVENANCE: &str = "provenance";
+
+/// Write envelopes to a directory, which must not have any, and return the patches
+/// in order.  Each envelope is a directory with patches and a cover letter.
+/// Without names, these are all envelopes; otherwise, these and those that they
+/// build on.
 ///
 /// # Errors
 ///
-/// Fails if the series does not apply, or misses files of this checkout.
-pub fn export(env: &Env, out: &Path) -> Result<usize> {
+/// Fails if the series does not apply, or misses files of this checkout, or if
+/// there is no such envelope.
+pub fn export(env: &Env, out: &Path, names: &[String]) -> Result<Vec<PathBuf>> {
     let steps = steps(env)?;
     let files = mounted_files(env)?;
     let new = assign(&steps, &files)?;
-    let cover_letter = fs::read_to_string(env.repo.join("patches/cover-letter.txt"))
-        .context("cannot read patches/cover-letter.txt")?;
-    let existing = if out.exists() {
-        patches_in(out)?
-    } else {
-        Vec::new()
+    let all = envelopes(&fs::read_to_string(env.repo.join("patches/series"))?)?;
+    let chosen = choose(&all, names)?;
+    let text = |name: &str| {
+        let path = format!("patches/cover-letters/{name}.txt");
+        fs::read_to_string(env.repo.join(&path)).with_context(|| format!("cannot read {path}"))
     };
-    ensure!(
-        existing.is_empty(),
-        "{} contains patches already; remove them, or name another directory",
-        out.display()
-    );
+    let provenance = text(PROVENANCE)?;
+    for envelope in &chosen {
+        let dir = out.join(&envelope.name);
+        ensure!(
+            !dir.exists(),
+            "{} exists already; remove it, or name another directory",
+            dir.display()
+        );
+    }
 
     let source = Source::prepare(env, None)?;
     let dir = env.temp_dir("series")?;
@@ -71,35 +87,44 @@ pub fn export(env: &Env, out: &Path) -> Result<usize> {
             cmd!(inner, "git add -A -f .").run_quiet()?;
             cmd!(inner, "git commit -q --amend --no-edit").run_quiet()?;
         }
-        cmd!(
-            inner,
-            "git format-patch -q --abbrev=7 --no-signature --zero-commit --cover-letter -o {tmp} pristine"
-        )
-        .run_quiet()
+        for Envelope { name, patches, .. } in &chosen {
+            let dir = tmp.join(name);
+            let [before, last] =
+                [patches.start, patches.end].map(|n| format!("HEAD~{}", edited.len() - n));
+            cmd!(
+                inner,
+                "git format-patch -q --abbrev=7 --no-signature --zero-commit --cover-letter
+                 -o {dir} {before}..{last}"
+            )
+            .run_quiet()?;
+            let draft = dir.join("0000-cover-letter.patch");
+            let letter = fill_in(&fs::read_to_string(&draft)?, &provenance, &text(name)?)?;
+            fs::write(dir.join(COVER_LETTER), letter)?;
+            remove(&draft)?;
+        }
+        Ok(())
     })?;
 
-    let draft = tmp.join("0000-cover-letter.patch");
-    let letter = fill_in(&fs::read_to_string(&draft)?, &cover_letter)?;
-    remove(&draft)?;
-    let patches = patches_in(&tmp)?;
     fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
-    for patch in &patches {
-        fs::copy(patch, out.join(patch.file_name().unwrap_or_default()))?;
+    let mut all = Vec::new();
+    for Envelope { name, .. } in &chosen {
+        cmd!(sh, "cp -r {tmp}/{name} {out}").run_quiet()?;
+        all.extend(patches_in(&out.join(name))?);
     }
-    fs::write(out.join(COVER_LETTER), letter)?;
-    Ok(patches.len())
+    Ok(all)
 }
 
-/// Put our text into the cover letter that git has made, and upstream's commit on
-/// which the patches are based at its end.
-fn fill_in(draft: &str, text: &str) -> Result<String> {
+/// Put our text into the cover letter that git has made, and the release on which
+/// the patches are based at its end.
+fn fill_in(draft: &str, provenance: &str, text: &str) -> Result<String> {
     let (subject, body) = text
         .split_once("\n\n")
-        .context("patches/cover-letter.txt needs a subject, an empty line and a text")?;
+        .context("a cover letter needs a subject, an empty line and a text")?;
     let mut letter = draft.to_owned();
+    let body = format!("{}\n\n{}", provenance.trim(), body.trim());
     for (placeholder, content) in [
         ("*** SUBJECT HERE ***", subject.trim()),
-        ("*** BLURB HERE ***", body.trim()),
+        ("*** BLURB HERE ***", &body),
     ] {
         ensure!(
             letter.contains(placeholder),
@@ -122,15 +147,15 @@ mod tests {
     #[test]
     fn cover_letter() {
         let draft = "Subject: [PATCH 00/02] *** SUBJECT HERE ***\n\n*** BLURB HERE ***\n\nx (2):\n";
-        let letter = fill_in(draft, "subject\n\ntext\n\nmore\n").unwrap();
+        let letter = fill_in(draft, "who\n", "subject\n\ntext\n\nmore\n").unwrap();
         assert_eq!(
             letter,
             format!(
-                "Subject: [PATCH 00/02] subject\n\ntext\n\nmore\n\nx (2):\n\nbase-commit: {}\n",
+                "Subject: [PATCH 00/02] subject\n\nwho\n\ntext\n\nmore\n\nx (2):\n\nbase-commit: {}\n",
                 QEMU.commit
             )
         );
-        fill_in(draft, "only a subject\n").unwrap_err();
-        fill_in("Subject: x\n", "subject\n\ntext\n").unwrap_err();
+        fill_in(draft, "who", "only a subject\n").unwrap_err();
+        fill_in("Subject: x\n", "who", "subject\n\ntext\n").unwrap_err();
     }
 }

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{bail, ensure, Context, Result};
 use xshell::{cmd, Shell};
 
-use super::parse;
+use super::{envelopes::heading, parse};
 use crate::{
     env::{remove, Env},
     run::RunQuiet,
@@ -77,7 +77,7 @@ pub fn import(env: &Env) -> Result<usize> {
     fs::write(&list, text)?;
     tree.series_is_applied(env)?;
     for path in lost {
-        eprintln!("add {path} to a line of patches/series: its patch has another subject now");
+        eprintln!("patches/series lacks {path}: its patch has another subject now");
     }
     Ok(names.len())
 }
@@ -100,8 +100,9 @@ fn format_patches(sh: &Shell, scratch: &Path, out: &Path) -> Result<()> {
     })
 }
 
-/// The list of patches for new names, and the paths of the old list for which
-/// there is no patch: patches are the same if they are but for the number.
+/// The list of patches for new names, and the lines of the old list for which
+/// there is no patch: patches are the same if they are but for the number.  An
+/// envelope begins with the patch with which it began before.
 fn renumber(old: &str, names: &[String]) -> (String, Vec<String>) {
     fn subject(name: &str) -> &str {
         name.split_once('-').map_or(name, |(_, rest)| rest)
@@ -114,6 +115,14 @@ fn renumber(old: &str, names: &[String]) -> (String, Vec<String>) {
             (subject(&step.patch).to_owned(), all.join(" "))
         })
         .collect();
+    let mut headings = BTreeMap::new();
+    let mut lines = old.lines().filter(|line| !line.is_empty());
+    while let Some(line) = lines.next() {
+        if heading(line).is_some() {
+            let first = lines.next().and_then(|line| line.split(' ').next());
+            headings.insert(subject(first.unwrap_or_default()), line);
+        }
+    }
     let mut text = String::new();
     for comment in old.lines().take_while(|line| line.starts_with('#')) {
         text += comment;
@@ -121,11 +130,15 @@ fn renumber(old: &str, names: &[String]) -> (String, Vec<String>) {
     }
     let width = names.iter().map(String::len).max().unwrap_or(0);
     for name in names {
+        if let Some(line) = headings.remove(subject(name)) {
+            text += &format!("\n{line}\n");
+        }
         let with = paths.remove(subject(name)).unwrap_or_default();
         text += format!("{name:width$} {with}").trim_end();
         text.push('\n');
     }
-    (text, paths.into_values().collect())
+    let lost = headings.into_values().map(str::to_owned);
+    (text, paths.into_values().chain(lost).collect())
 }
 
 #[cfg(test)]
@@ -134,13 +147,15 @@ mod tests {
 
     #[test]
     fn imported_patches_keep_their_files() {
-        let old = "# why\n# how\n0001-a.patch\n0002-b.patch x y/z\n0003-c.patch w\n";
+        let old = "# why\n# how\n\n[1-a]\n0001-a.patch\n\n[2-b] 1-a\n0002-b.patch x y/z\n\n[3-c]\n\
+                   0003-c.patch w\n";
         let names = ["0001-b.patch", "0002-new-one.patch", "0003-a.patch"].map(str::to_owned);
         let (text, lost) = renumber(old, &names);
         assert_eq!(
             text,
-            "# why\n# how\n0001-b.patch       x y/z\n0002-new-one.patch\n0003-a.patch\n"
+            "# why\n# how\n\n[2-b] 1-a\n0001-b.patch       x y/z\n0002-new-one.patch\n\n[1-a]\n\
+             0003-a.patch\n"
         );
-        assert_eq!(lost, ["w"]);
+        assert_eq!(lost, ["w", "[3-c]"]);
     }
 }

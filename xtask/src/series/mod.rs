@@ -2,11 +2,13 @@
 
 //! Exports the project as a series of patches for an unmodified QEMU
 //!
+//! It consists of envelopes, which are parts that can be used by themselves.
 //! `patches/qemu` only edits files that QEMU has.  The files that are new are
 //! added to the patch that `patches/series` names for them, so that QEMU can be
 //! built after each patch.
 
 mod check;
+mod envelopes;
 mod export;
 mod import;
 mod style;
@@ -19,7 +21,11 @@ use std::{
 
 use anyhow::{anyhow, ensure, Result};
 
-pub use self::{check::check, export::export, import::import};
+pub use self::{
+    check::{check, Depth},
+    export::export,
+    import::import,
+};
 use crate::{env::Env, source::patches_in};
 
 /// A line of `patches/series`: a patch, and the files and directories in QEMU's
@@ -33,6 +39,7 @@ struct Step {
 fn parse(text: &str) -> Vec<Step> {
     text.lines()
         .map(|line| line.split('#').next().unwrap_or(""))
+        .filter(|line| envelopes::heading(line).is_none())
         .filter_map(|line| {
             let mut words = line.split_whitespace();
             Some(Step {
@@ -110,7 +117,7 @@ mod tests {
 
     #[test]
     fn list_of_patches() {
-        let text = "# comment\n\n0001-a.patch\n0002-b.patch rust/virtio rust/x/y.rs # why\n";
+        let text = "# comment\n\n[1-x] 0-y\n0001-a.patch\n0002-b.patch rust/virtio rust/x/y.rs # why\n";
         assert_eq!(
             parse(text),
             [

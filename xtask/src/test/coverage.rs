@@ -16,10 +16,10 @@ use super::{
     results::{meson_test, Count},
 };
 use crate::{
-    apt,
     build::{Build, Device, Target, COVERAGE, UNSTABLE},
     env::{remove, Env},
     hugepages::HugePages,
+    llvm::Llvm,
     run::{shell_in, RunQuiet},
 };
 
@@ -161,18 +161,6 @@ fn worse(table: &Table, documented: &BTreeMap<String, [f64; 2]>) -> Vec<String> 
     worse
 }
 
-/// The package with the tools for the version of LLVM that rustc has, and that
-/// version
-fn llvm() -> Result<(String, String)> {
-    let sh = shell_in(Path::new("."))?;
-    let version = cmd!(sh, "rustc -vV").read_quiet()?;
-    let major = version
-        .lines()
-        .find_map(|line| line.strip_prefix("LLVM version: ")?.split('.').next())
-        .context("rustc does not print its version of LLVM")?;
-    Ok((format!("llvm-{major}"), major.to_owned()))
-}
-
 /// The program of the tests of the models, with coverage
 fn models(env: &Env, build: &Build, profile: &Path) -> Result<Vec<String>> {
     env.say("models with coverage");
@@ -209,8 +197,7 @@ fn models(env: &Env, build: &Build, profile: &Path) -> Result<Vec<String>> {
 }
 
 pub fn coverage(env: &Env, seed: &str) -> Result<Count> {
-    let (package, version) = llvm()?;
-    apt::ensure_packages(env, &[&package])?;
+    let llvm = Llvm::provide(env)?;
     let build = Build::prepare_coverage(env)?;
     build.build_qemu(env)?;
     let dir = env.cache.join("coverage");
@@ -241,10 +228,7 @@ pub fn coverage(env: &Env, seed: &str) -> Result<Count> {
 
     let sh = shell_in(&dir)?;
     let raw = sh.read_dir(&dir)?;
-    let (profdata, cov) = (
-        format!("llvm-profdata-{version}"),
-        format!("llvm-cov-{version}"),
-    );
+    let (profdata, cov) = (llvm.program("llvm-profdata"), llvm.program("llvm-cov"));
     cmd!(sh, "{profdata} merge -sparse {raw...} -o all.profdata").read_quiet()?;
     let qemu = build.qemu();
     let objects = programs.iter().flat_map(|program| ["-object", program]);

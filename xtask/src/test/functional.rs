@@ -106,7 +106,10 @@ pub fn functional(
     // for two guests with 512 MiB each
     let _pages = HugePages::reserve(env, 512);
     let builds @ [c, rust] = &build_both(env)?;
-    let stock = guest::stock_qemu(env);
+    let [stock, latest] = match only {
+        None => guest::stock_qemu(env),
+        Some(_) => [None, None],
+    };
 
     let mut count = Count::default();
     for kernel in kernels {
@@ -136,8 +139,11 @@ pub fn functional(
                 args.push("func-x86_64-virtio_balloon_memory");
                 vars.push(("BALLOON_QEMU_C", c.qemu()));
                 vars.push(("BALLOON_QEMU_RUST", rust.qemu()));
-                if let Some((stock, _)) = &stock {
-                    vars.push(("BALLOON_STOCK_QEMU", stock.clone()));
+                for (name, qemu) in [
+                    ("BALLOON_STOCK_QEMU", &stock),
+                    ("BALLOON_LATEST_QEMU", &latest),
+                ] {
+                    vars.extend(qemu.iter().map(|(path, _)| (name, path.clone())));
                 }
             }
             let what = format!(
@@ -167,9 +173,10 @@ pub fn functional(
             count += result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         }
         if only.is_none() {
-            let version = stock.as_ref().map_or("none", |(_, version)| version);
+            let [stock, latest] =
+                [&stock, &latest].map(|qemu| qemu.as_ref().map_or("none", |(_, version)| version));
             println!(
-                "migration of Linux {} (stock QEMU: {version}):",
+                "migration of Linux {} (stock QEMU: {stock}, latest: {latest}):",
                 assets.release
             );
             print_matrix(rust)?;

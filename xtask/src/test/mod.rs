@@ -6,6 +6,7 @@ mod container;
 mod coverage;
 mod deb;
 mod functional;
+mod fuzz;
 mod interfaces;
 mod libvirt;
 mod qtest;
@@ -24,19 +25,20 @@ use self::{
     coverage::coverage,
     deb::deb,
     functional::{functional, Kernel},
+    fuzz::fuzz,
     libvirt::libvirt,
     qtest::qtest,
-    results::{Count, PASS},
     sanitize::sanitize,
     unit::unit,
 };
+pub use self::{qtest::run_qtests, results::Count};
 use crate::{
     build::{build_both, Build, Device, Target},
     env::Env,
     install,
     preflight::Needs,
     run::{shell_in, RunQuiet},
-    series,
+    series::{self, Depth},
 };
 
 /// A group of tests
@@ -52,6 +54,8 @@ pub enum Suite {
     Differential,
     /// How much of the device and its bindings the tests execute
     Coverage,
+    /// Inputs that the fuzzer has found, with sanitizers
+    Fuzz,
     /// Some of these on a build with sanitizers; only if it is named
     Sanitize,
     /// The exported series of patches
@@ -110,9 +114,13 @@ pub struct Options {
     /// Where QEMU was installed, for libvirt
     #[arg(long, default_value = install::DEFAULT_PREFIX)]
     prefix: PathBuf,
-    /// Build QEMU after each patch, with and without Rust, for series
+    /// Build QEMU after each patch, with and without Rust, and run the qtests
+    /// that are new, for series
     #[arg(long)]
     each: bool,
+    /// The same for each envelope, with those that it builds on, for series
+    #[arg(long, conflicts_with = "each")]
+    envelopes: bool,
 }
 
 fn parse_seed(text: &str) -> Result<String> {
@@ -135,6 +143,7 @@ pub fn needs(suites: &[Suite]) -> Needs {
         Suite::Qtest,
         Suite::Differential,
         Suite::Coverage,
+        Suite::Fuzz,
         Suite::Series,
     ]) {
         Needs::build()
@@ -171,15 +180,21 @@ pub fn run(env: &Env, suites: &[Suite], options: &Options) -> Result<ExitCode> {
             Suite::Functional => functional(env, device, &options.kernels, quick)?,
             Suite::Differential => differential(env, options)?,
             Suite::Coverage => coverage(env, &options.seed)?,
+            Suite::Fuzz => fuzz(env)?,
             Suite::Sanitize => sanitize(env, &options.seed)?,
             Suite::Libvirt => libvirt(env, &options.prefix)?,
             Suite::Deb => deb(env)?,
             Suite::Container => container(env)?,
-            Suite::Series => {
-                let patches = series::check(env, options.each)?;
-                println!("the {patches} patches of the series apply and result in the same tree");
-                PASS
-            }
+            Suite::Series => series::check(
+                env,
+                if options.each {
+                    Depth::Patches
+                } else if options.envelopes {
+                    Depth::Envelopes
+                } else {
+                    Depth::Apply
+                },
+            )?,
         };
         println!(
             "{suite:?}: {} passed, {} failed",

@@ -21,7 +21,7 @@ pub fn balloon_tests(device: Device, target: Target) -> Vec<&'static str> {
         tests.push("virtio-balloon-rust-test");
     }
     if target == Target::X86_64 {
-        tests.push("virtio-balloon-kvm-test");
+        tests.extend(["virtio-balloon-kvm-test", "virtio-balloon-queue-reset-test"]);
     }
     // libqos has no driver for CCW.
     if target != Target::S390x {
@@ -30,7 +30,9 @@ pub fn balloon_tests(device: Device, target: Target) -> Vec<&'static str> {
             "virtio-balloon-conformance-test",
             "virtio-balloon-drivers-test",
             "virtio-balloon-faults-test",
+            "virtio-balloon-hint-faults-test",
             "virtio-balloon-huge-pages-test",
+            "virtio-balloon-lifecycle-test",
             "virtio-balloon-migration-test",
             "virtio-balloon-pages-test",
             "virtio-balloon-reporting-test",
@@ -64,6 +66,22 @@ const QTESTS: &[&str] = &[
 /// Those that start every machine there is; some Arm machines need firmware
 /// that Debian does not have.
 const NEED_FIRMWARE: &[&str] = &["qom-test", "test-hmp"];
+
+/// Run those of these programs that a build has.
+pub fn run_qtests(env: &Env, build: &Build, programs: &[&str]) -> Result<Count> {
+    let listed = meson_list(build)?;
+    let names: Vec<_> = programs
+        .iter()
+        .map(|program| format!("qtest-{}/{program}", build.target.name()))
+        .filter(|name| listed.contains(name))
+        .collect();
+    if names.is_empty() {
+        return Ok(Count::default());
+    }
+    let args: Vec<_> = names.iter().map(String::as_str).collect();
+    let what = format!("{} with the {} build", args.join(", "), build.device.name());
+    meson_test(env, build, &what, &args, &[])
+}
 
 pub fn qtest(env: &Env, only: Option<Device>, target: Target) -> Result<Count> {
     let devices = only.map_or_else(|| vec![Device::C, Device::Rust], |d| vec![d]);

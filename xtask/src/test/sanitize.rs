@@ -3,10 +3,8 @@
 //! Tests on a build with `AddressSanitizer`, `LeakSanitizer` and
 //! `UndefinedBehaviorSanitizer`
 //!
-//! What is compiled from C is instrumented.  Code in Rust is not, as that needs
-//! an unstable compiler; but it allocates with the same `malloc()`, which finds
-//! what it leaks or frees twice, and what C does with memory that Rust has
-//! freed or moved.
+//! C code is instrumented with all of them, and Rust code with the first.  Rust's
+//! standard library is not; but it allocates with the same `malloc()`.
 
 use std::{
     fs,
@@ -25,6 +23,7 @@ use crate::{
     env::{remove, Env},
     guest::{self, SUITE},
     hugepages::HugePages,
+    llvm::Llvm,
 };
 
 /// How many random operations the devices are compared with
@@ -45,14 +44,17 @@ impl Reports {
         remove(&dir)?;
         fs::create_dir_all(&dir)?;
         let suppressions = env.repo.join("xtask/lsan-suppressions.txt");
-        let log = dir.join("report");
+        let (log, symbolizer) = (dir.join("report"), Llvm::provide(env)?.symbolizer());
         let vars = [
             // A file for each process, whatever becomes of its stderr
-            ("ASAN_OPTIONS", format!("log_path={}", log.display())),
-            // With gcc, this one only writes to stderr: let the test fail.
+            (
+                "ASAN_OPTIONS",
+                format!("log_path={}:{symbolizer}", log.display()),
+            ),
+            // There is no "ERROR" in these reports: let the test fail.
             (
                 "UBSAN_OPTIONS",
-                "halt_on_error=1:abort_on_error=1:print_stacktrace=1".to_owned(),
+                format!("halt_on_error=1:abort_on_error=1:print_stacktrace=1:{symbolizer}"),
             ),
             (
                 "LSAN_OPTIONS",

@@ -1,0 +1,335 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+//! Fuzzes the device with libFuzzer, guided by coverage
+//!
+//! Inputs that reach something that others do not are in a file of this
+//! repository, one in a line, as hexadecimal digits.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    path::PathBuf,
+    thread::available_parallelism,
+};
+
+use anyhow::{bail, ensure, Context, Result};
+use xshell::{cmd, Shell};
+
+use crate::{
+    build::{Build, Device, Target},
+    env::{remove, sha256_of, Env},
+    hugepages::HugePages,
+    llvm::Llvm,
+    run::shell_in,
+};
+
+/// The file with the inputs
+const CORPUS: &str = "xtask/fuzz-corpus.txt";
+
+/// QEMU with all fuzz targets
+const PROGRAM: &str = "qemu-fuzz-x86_64";
+
+/// The target in tests/qtest/fuzz
+const TARGET: &str = "--fuzz-target=virtio-balloon";
+
+/// For all runs: the device's messages are not shown, an input has 20 seconds,
+/// and the memory of QEMU is not taken for a leak.
+const ALWAYS: [&str; 4] = [
+    "-close_fd_mask=3",
+    "-timeout=20",
+    "-rss_limit_mb=0",
+    "-detect_leaks=0",
+];
+
+/// Huge pages for a part of the guest's memory, for each process
+const HUGE_PAGES: u64 = 8;
+
+/// The code whose edges are counted
+const OURS: [&str; 2] = ["/rust/hw/virtio/balloon/", "/rust/virtio/src/"];
+
+/// A build for fuzzing, and a directory with inputs
+pub struct Fuzzer {
+    program: PathBuf,
+    sh: Shell,
+    /// Inputs; there are others after [`Self::run`]
+    corpus: PathBuf,
+    findings: PathBuf,
+    jobs: usize,
+    _pages: HugePages,
+}
+
+/// Control flow edges of the device and of its bindings
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Edges {
+    pub taken: u64,
+    pub all: u64,
+}
+
+impl Fuzzer {
+    /// Build it, and write the inputs of the repository to files.
+    ///
+    /// # Errors
+    ///
+    /// Fails if it cannot be built.
+    pub fn prepare(env: &Env, device: Device) -> Result<Self> {
+        let build = Build::prepare_sanitized(env, device, Target::X86_64)?;
+        build.build_program(env, PROGRAM.to_owned())?;
+        let dir = env.cache.join(format!("fuzz-{}", device.name()));
+        let (corpus, findings) = (dir.join("corpus"), dir.join("findings"));
+        remove(&dir)?;
+        fs::create_dir_all(&findings)?;
+        fs::create_dir_all(&corpus)?;
+        for input in parse(&fs::read_to_string(env.repo.join(CORPUS))?)? {
+            fs::write(corpus.join(sha256_of(&[&input])), input)?;
+        }
+
+        let symbolizer = Llvm::provide(env)?.symbolizer();
+        let sh = shell_in(&dir)?;
+        sh.set_var(
+            "ASAN_OPTIONS",
+            format!("detect_leaks=0:allocator_may_return_null=1:{symbolizer}"),
+        );
+        sh.set_var(
+            "UBSAN_OPTIONS",
+            format!("halt_on_error=1:print_stacktrace=1:{symbolizer}"),
+        );
+        let jobs = available_parallelism()?.get();
+        Ok(Self {
+            program: build.dir.join(PROGRAM),
+            sh,
+            corpus,
+            findings,
+            jobs,
+            _pages: HugePages::reserve(env, HUGE_PAGES * (jobs as u64 + 1)),
+        })
+    }
+
+    /// Run all inputs once.
+    ///
+    /// # Errors
+    ///
+    /// Fails if QEMU does with one of them what it must not.
+    pub fn replay(&self, env: &Env) -> Result<()> {
+        let (program, corpus) = (&self.program, &self.corpus);
+        let cmd = cmd!(self.sh, "{program} {TARGET} {ALWAYS...} -runs=0 {corpus}");
+        env.run("running the inputs of the fuzzer", cmd)
+    }
+
+    /// Look for more inputs; return how many were run in a second.
+    ///
+    /// # Errors
+    ///
+    /// Fails if QEMU does with one of them what it must not.
+    fn run(&self, env: &Env, minutes: u64) -> Result<String> {
+        let Self {
+            program,
+            sh,
+            corpus,
+            findings,
+            jobs,
+            ..
+        } = self;
+        let (seconds, jobs) = (60 * minutes, jobs.to_string());
+        let args = [
+            format!("-max_total_time={seconds}"),
+            format!("-jobs={jobs}"),
+            format!("-workers={jobs}"),
+            format!("-artifact_prefix={}/", findings.display()),
+            "-print_final_stats=1".to_owned(),
+            "-max_len=512".to_owned(),
+        ];
+        let what = format!("fuzzing for {minutes} minutes, {jobs} at a time");
+        let result = env.run(
+            &what,
+            cmd!(sh, "{program} {TARGET} {ALWAYS...} {args...} {corpus}"),
+        );
+        let found: Vec<_> = sh
+            .read_dir(findings)?
+            .iter()
+            .map(|path| format!("\n{}", path.display()))
+            .collect();
+        ensure!(
+            found.is_empty(),
+            "QEMU did with these inputs what it must not:{}\nThe reports are beside them; run \
+             {} {TARGET} FILE to repeat one.",
+            found.concat(),
+            program.display()
+        );
+        result?;
+        let mut executions = 0;
+        for i in 0..self.jobs {
+            let log = fs::read_to_string(sh.current_dir().join(format!("fuzz-{i}.log")))?;
+            executions += executed(&log).context("libFuzzer does not say what it did")?;
+        }
+        Ok(format!(
+            "{executions} inputs in {minutes} minutes, {} in a second",
+            executions / seconds.max(1)
+        ))
+    }
+
+    /// Remove inputs that reach nothing that others do not.
+    fn minimize(&mut self, env: &Env) -> Result<()> {
+        let all = std::mem::replace(&mut self.corpus, self.sh.current_dir().join("minimized"));
+        let (program, corpus) = (&self.program, &self.corpus);
+        fs::create_dir_all(corpus)?;
+        env.run(
+            "removing inputs that are not needed",
+            cmd!(
+                self.sh,
+                "{program} {TARGET} {ALWAYS...} -merge=1 {corpus} {all}"
+            ),
+        )
+    }
+
+    /// Count the edges that the inputs take.
+    ///
+    /// # Errors
+    ///
+    /// Fails if QEMU does with an input what it must not.
+    pub fn edges(&self) -> Result<Edges> {
+        let (program, corpus) = (&self.program, &self.corpus);
+        // It is on standard error.
+        let output = cmd!(
+            self.sh,
+            "{program} {TARGET} {ALWAYS...} -runs=0 -print_coverage=1 {corpus}"
+        )
+        .quiet()
+        .ignore_status()
+        .output()?;
+        ensure!(output.status.success(), "an input has failed");
+        let edges = edges(&String::from_utf8_lossy(&output.stderr));
+        ensure!(edges.all > 0, "libFuzzer does not know code of the device");
+        Ok(edges)
+    }
+
+    /// Write the inputs to the repository.
+    fn save(&self, env: &Env) -> Result<()> {
+        let mut inputs = Vec::new();
+        for path in self.sh.read_dir(&self.corpus)? {
+            inputs.push(fs::read(path)?);
+        }
+        fs::write(env.repo.join(CORPUS), print(inputs))?;
+        Ok(())
+    }
+}
+
+/// Fuzz a device, and print what was done.
+///
+/// # Errors
+///
+/// Fails if QEMU does with an input what it must not.
+pub fn fuzz(env: &Env, device: Device, minutes: u64, save: bool) -> Result<()> {
+    let mut fuzzer = Fuzzer::prepare(env, device)?;
+    let executions = fuzzer.run(env, minutes)?;
+    fuzzer.minimize(env)?;
+    println!("{executions}");
+    let inputs = fuzzer.sh.read_dir(&fuzzer.corpus)?.len();
+    match device {
+        Device::Rust => {
+            let Edges { taken, all } = fuzzer.edges()?;
+            println!(
+                "{inputs} inputs take {taken} of {all} edges of the device and its bindings, {} %",
+                100 * taken / all
+            );
+        }
+        Device::C => println!("{inputs} inputs"),
+    }
+    if save {
+        fuzzer.save(env)?;
+        println!("they are in {CORPUS}");
+    }
+    Ok(())
+}
+
+/// How many inputs were run, by the log of libFuzzer
+fn executed(log: &str) -> Option<u64> {
+    log.lines()
+        .find_map(|line| line.strip_prefix("stat::number_of_executed_units:"))?
+        .trim()
+        .parse()
+        .ok()
+}
+
+/// The edges in what `-print_coverage=1` prints: lines like `COVERED_FUNC:
+/// hits: 1 edges: 2/3 NAME FILE:LINE`
+fn edges(output: &str) -> Edges {
+    let ours = output.lines().filter_map(|line| {
+        let (_, rest) = line.split_once("COVERED_FUNC: ")?;
+        let (_, rest) = rest.split_once("edges: ")?;
+        OURS.iter().any(|dir| rest.contains(dir)).then_some(())?;
+        let (taken, all) = rest.split(' ').next()?.split_once('/')?;
+        Some((taken.parse::<u64>().ok()?, all.parse::<u64>().ok()?))
+    });
+    ours.fold(Edges::default(), |sum, (taken, all)| Edges {
+        taken: sum.taken + taken,
+        all: sum.all + all,
+    })
+}
+
+/// The inputs in a text
+fn parse(text: &str) -> Result<Vec<Vec<u8>>> {
+    text.lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| {
+            let digits: Option<Vec<_>> = line.chars().map(|c| c.to_digit(16)).collect();
+            match digits {
+                Some(digits) if digits.len() % 2 == 0 => Ok(digits
+                    .chunks_exact(2)
+                    .map(|pair| (pair[0] << 4 | pair[1]) as u8)
+                    .collect()),
+                _ => bail!("{CORPUS}: not hexadecimal: {line}"),
+            }
+        })
+        .collect()
+}
+
+/// The inputs as text, short ones first
+fn print(mut inputs: Vec<Vec<u8>>) -> String {
+    inputs.sort_by(|a, b| (a.len(), a).cmp(&(b.len(), b)));
+    let mut text = "# Inputs of cargo xtask fuzz, see docs/security.md\n".to_owned();
+    for input in inputs {
+        for byte in input {
+            let _ = write!(text, "{byte:02x}");
+        }
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn what_is_printed_is_read() {
+        let inputs = vec![vec![1, 2], vec![0xff], vec![]];
+        let text = print(inputs);
+        assert!(text.ends_with("\n\nff\n0102\n"));
+        assert_eq!(parse(&text).unwrap(), [vec![], vec![0xff], vec![1, 2]]);
+        parse("0g").unwrap_err();
+        parse("012").unwrap_err();
+    }
+
+    #[test]
+    fn output_of_libfuzzer() {
+        let log = "Done 7 runs in 1 second(s)\nstat::number_of_executed_units: 7\n";
+        assert_eq!(executed(log), Some(7));
+        assert_eq!(executed(""), None);
+        let output = "COVERED_FUNC: hits: 5 edges: 2/6 a::b /q/rust/virtio/src/a.rs:3\n  \
+                      UNCOVERED_PC: /q/x.c:1\n\
+                      UNCOVERED_FUNC: hits: 0 edges: 0/4 c /q/rust/hw/virtio/balloon/src/c.rs:1\n\
+                      COVERED_FUNC: hits: 1 edges: 1/1 d /q/rust/qom/src/d.rs:1\n";
+        assert_eq!(edges(output), Edges { taken: 2, all: 10 });
+    }
+
+    #[test]
+    fn there_are_inputs() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("..")
+            .join(CORPUS);
+        let inputs = parse(&fs::read_to_string(path).unwrap()).unwrap();
+        assert!(inputs.len() > 100);
+    }
+}
