@@ -344,8 +344,11 @@ typedef struct Case {
 #define FALLOCATE       "Failed to fallocate "
 #define ALWAYS(call, error) { call, FAULT_ERROR, error, 0, FOREVER }
 /* Only process_madvise() fails: everything is discarded in another way. */
-#define LATER(name, memory, error)                                      \
-    { name, memory, { { PM, FAULT_ERROR, error, 1, FOREVER } }
+#define LATER(name, memory, error, more)                                \
+    {                                                                   \
+        name, memory, { { PM, FAULT_ERROR, error, 1, FOREVER } },       \
+        .more_errors = more,                                            \
+    }
 #define PROBE(name, error)                                              \
     { "probe-" name, ANONYMOUS, { ALWAYS(PM, error) } }
 
@@ -359,9 +362,9 @@ static const Case cases[] = {
       { { PM, FAULT_PARTIAL, 0, 0, FOREVER, 100 } } },
 
     /* It works at first. */
-    LATER("errors", ANONYMOUS, EINVAL), .more_errors = true },
-    LATER("memfd-errors", MEMFD, EINVAL), .more_errors = true },
-    LATER("shared-ram-einval", SHARED_RAM, EINVAL) },
+    LATER("errors", ANONYMOUS, EINVAL, true),
+    LATER("memfd-errors", MEMFD, EINVAL, true),
+    LATER("shared-ram-einval", SHARED_RAM, EINVAL, false),
     /* in the middle of the element */
     { "second-turn", ANONYMOUS, { { PM, FAULT_ERROR, EINVAL, 2, 1 } },
       .turns_only = true },

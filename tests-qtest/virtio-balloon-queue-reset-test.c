@@ -513,17 +513,17 @@ static const struct {
     const char *name;
     void (*fn)(const void *transport);
 } tests[] = {
-    { "idle", test_idle },
-    { "not-enabled", test_not_enabled },
-    { "bad-writes", test_bad_writes },
-    { "not-offered", test_not_offered },
-    { "msix", test_msix },
-    { "stats", test_stats },
-    { "migrate", test_migrate },
-    { "pages", test_pages },
-    { "other-queue", test_other_queue },
-    { "huge-pages", test_huge_pages },
-    { "hints", test_hints },
+    { "queue-reset/idle", test_idle },
+    { "queue-reset/not-enabled", test_not_enabled },
+    { "queue-reset/bad-writes", test_bad_writes },
+    { "queue-reset/not-offered", test_not_offered },
+    { "queue-reset/msix", test_msix },
+    { "queue-reset/stats", test_stats },
+    { "queue-reset/migrate", test_migrate },
+    { "queue-reset/pages", test_pages },
+    { "queue-reset/other-queue", test_other_queue },
+    { "queue-reset/huge-pages", test_huge_pages },
+    { "queue-reset/hints", test_hints },
 };
 
 int main(int argc, char **argv)
@@ -535,7 +535,7 @@ int main(int argc, char **argv)
         }
         for (int i = 0; i < ARRAY_SIZE(tests); i++) {
             g_autofree char *path =
-                g_strdup_printf("virtio-balloon/%s/queue-reset/%s",
+                g_strdup_printf("virtio-balloon/%s/%s",
                                 (*t)->name, tests[i].name);
 
             qtest_add_data_func(path, *t, tests[i].fn);

@@ -130,6 +130,16 @@ static void pci_config_write(Fuzz *f, uint8_t reg, uint32_t value)
     qtest_outl(f->s, 0xcfc, value);
 }
 
+static void set_bars(Fuzz *f)
+{
+    pci_config_write(f, PCI_BASE_ADDRESS_0, LEGACY);
+    pci_config_write(f, PCI_BASE_ADDRESS_1, MSIX);
+    pci_config_write(f, PCI_BASE_ADDRESS_4, MODERN);
+    pci_config_write(f, PCI_BASE_ADDRESS_5, 0);
+    pci_config_write(f, PCI_COMMAND, PCI_COMMAND_IO | PCI_COMMAND_MEMORY |
+                     PCI_COMMAND_MASTER);
+}
+
 static void plug(Fuzz *f)
 {
     static const char *const bits[] = {
@@ -155,21 +165,22 @@ static void plug(Fuzz *f)
         object_property_set_int(OBJECT(f->dev), "oom-hold-time", 1,
                                 &error_abort);
     }
+    /* Without it, the device is notified at once. */
+    set_bool(f, "ioeventfd", more & 8);
+    /* Update the memory map only once. */
+    memory_region_transaction_begin();
     qdev_realize_and_unref(f->dev, bus, &error_abort);
-
-    pci_config_write(f, PCI_BASE_ADDRESS_0, LEGACY);
-    pci_config_write(f, PCI_BASE_ADDRESS_1, MSIX);
-    pci_config_write(f, PCI_BASE_ADDRESS_4, MODERN);
-    pci_config_write(f, PCI_BASE_ADDRESS_5, 0);
-    pci_config_write(f, PCI_COMMAND, PCI_COMMAND_IO | PCI_COMMAND_MEMORY |
-                     PCI_COMMAND_MASTER);
+    set_bars(f);
+    memory_region_transaction_commit();
 }
 
 static void unplug(Fuzz *f)
 {
     static unsigned int n;
 
+    memory_region_transaction_begin();
     object_unparent(OBJECT(f->dev));
+    memory_region_transaction_commit();
     f->dev = NULL;
     flush_events(f->s);
     /* This takes longer than everything else. */
@@ -768,10 +779,7 @@ static void operation(Fuzz *f)
         break;
     case 31:
         qemu_system_reset(SHUTDOWN_CAUSE_GUEST_RESET);
-        pci_config_write(f, PCI_BASE_ADDRESS_0, LEGACY);
-        pci_config_write(f, PCI_BASE_ADDRESS_4, MODERN);
-        pci_config_write(f, PCI_COMMAND, PCI_COMMAND_IO | PCI_COMMAND_MEMORY |
-                         PCI_COMMAND_MASTER);
+        set_bars(f);
         negotiate(f, 0, 0);
         break;
     }
@@ -814,8 +822,7 @@ static void virtio_balloon_fuzz(QTestState *s, const unsigned char *data,
     cancel_migration(&f);
     set_discard_disabled(&f, false);
     run_vm(true);
-    pci_config_write(&f, PCI_BASE_ADDRESS_4, MODERN);
-    pci_config_write(&f, PCI_COMMAND, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
+    set_bars(&f);
     check_that_it_works(&f);
     unplug(&f);
 }
@@ -827,7 +834,7 @@ static bool have_huge_pages(void)
 
     return g_file_get_contents("/sys/kernel/mm/hugepages/hugepages-2048kB/"
                                "free_hugepages", &text, NULL, NULL) &&
-           strtoul(text, NULL, 10) >= 8;
+           g_ascii_strtoull(text, NULL, 10) >= 8;
 }
 
 static GString *get_cmd_line(FuzzTarget *t)

@@ -27,11 +27,11 @@ use self::{
     functional::{functional, Kernel},
     fuzz::fuzz,
     libvirt::libvirt,
-    qtest::qtest,
+    qtest::{qtest, run_qtests},
+    results::Count,
     sanitize::sanitize,
     unit::unit,
 };
-pub use self::{qtest::run_qtests, results::Count};
 use crate::{
     build::{build_both, Build, Device, Target},
     env::Env,
@@ -185,16 +185,7 @@ pub fn run(env: &Env, suites: &[Suite], options: &Options) -> Result<ExitCode> {
             Suite::Libvirt => libvirt(env, &options.prefix)?,
             Suite::Deb => deb(env)?,
             Suite::Container => container(env)?,
-            Suite::Series => series::check(
-                env,
-                if options.each {
-                    Depth::Patches
-                } else if options.envelopes {
-                    Depth::Envelopes
-                } else {
-                    Depth::Apply
-                },
-            )?,
+            Suite::Series => check_series(env, options)?,
         };
         println!(
             "{suite:?}: {} passed, {} failed",
@@ -220,6 +211,23 @@ pub fn run(env: &Env, suites: &[Suite], options: &Options) -> Result<ExitCode> {
         } => ExitCode::from(SKIPPED),
         _ => ExitCode::FAILURE,
     })
+}
+
+/// Check the exported patches.
+fn check_series(env: &Env, options: &Options) -> Result<Count> {
+    let depth = if options.each {
+        Depth::Patches
+    } else if options.envelopes {
+        Depth::Envelopes
+    } else {
+        Depth::Apply
+    };
+    let mut count = Count::from(true);
+    series::check(env, depth, |build, programs| {
+        count += run_qtests(env, build, programs)?;
+        Ok(())
+    })?;
+    Ok(count)
 }
 
 /// Run random operations on both devices.
