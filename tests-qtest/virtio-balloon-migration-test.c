@@ -46,6 +46,30 @@ static void test_hinting(const void *data)
     balloon_quit(b);
 }
 
+/*
+ * The I/O thread of the C device turns notifications off while it polls the
+ * queue.  If the VM arrives in that state, the driver must be told again to
+ * notify the device.
+ */
+static void test_no_notify(const void *data)
+{
+    Balloon *b = balloon_start_hinting(data);
+    uint64_t mem = alloc_pages(b, 2);
+    uint64_t flags;
+
+    hint(b, mem);
+    wait_hint_queue_idle(b);
+    stop_vm(b);
+    flags = b->vq[b->hint_vq]->used + offsetof(struct vring_used, flags);
+    qtest_writew(b->qts, flags, VRING_USED_F_NO_NOTIFY);
+
+    /* With ioeventfd, which is the default, C looks at the queue now. */
+    b = balloon_migrate(b, HINT_OPTIONS);
+    WAIT_FOR(!qtest_readw(b->qts, flags));
+    hint(b, mem + PAGE);
+    balloon_quit(b);
+}
+
 static void test_hinting_reset(const void *data)
 {
     Balloon *b = balloon_start_hinting(data);
@@ -338,6 +362,7 @@ static void test_migrate(const void *data)
 static const TransportTest tests[] = {
     { "hinting/migrate", test_hinting },
     { "hinting/reset", test_hinting_reset },
+    { "hinting/no-notify", test_no_notify },
     { "hinting/stop-cont", test_hinting_stop_cont },
     { "hinting/many", test_hinting_many },
     { "hinting/unplug", test_hinting_unplug, .pc_only = true },

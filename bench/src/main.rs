@@ -19,11 +19,14 @@ use clap::Parser;
 use crate::{
     cases::{BACKINGS, HOSTILE},
     measure::{bench_guests, bench_reporting, bench_rings, hugetlb, monitor_latency},
-    report::{chart, table, Latency, Report, Rows},
+    report::{chart, table, Device, Latency, Report, Rows},
 };
 
 #[derive(Parser)]
 struct Cli {
+    /// QEMU with the C device as it is without the series
+    #[arg(long)]
+    upstream: Option<PathBuf>,
     /// QEMU with the C device
     #[arg(long)]
     a: PathBuf,
@@ -48,6 +51,14 @@ struct Cli {
     /// Only cases whose name contains this
     #[arg(long, default_value = "")]
     only: String,
+}
+
+impl Cli {
+    /// What is measured in turns
+    fn devices(&self) -> impl Iterator<Item = (Device, &PathBuf)> {
+        let upstream = self.upstream.iter().map(|path| (Device::Upstream, path));
+        upstream.chain([(Device::C, &self.a), (Device::Rust, &self.b)])
+    }
 }
 
 fn main() -> Result<()> {

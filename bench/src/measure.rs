@@ -16,7 +16,7 @@ use qtest_client::rng::Rng;
 
 use crate::{
     cases::{pfns, runs, Backing, Spread, BACKINGS, GUESTS, ORDERS, PAGES, REPORTED, SPREAD},
-    report::Rows,
+    report::{Device, Rows},
     ring::{
         Buffer, Driver, DEFLATE, ELEMENT, ELEMENTS, INFLATE, PAGE, REGION, REGION_SIZE, REPORTING,
         REPORTS,
@@ -51,7 +51,6 @@ fn limit(program: &Path, backing: Backing, size: u64, runs: &str) -> Result<f64>
 /// Measure inflating and deflating with one kind of memory, with all orders and
 /// batch sizes.
 pub fn bench_rings(cli: &Cli, backing: Backing, rows: &mut Rows) -> Result<()> {
-    let binaries = [&cli.a, &cli.b];
     let huge = backing.is_hugetlb();
     if huge && free_huge_pages().unwrap_or(0) < 256 {
         eprintln!("hugetlb: not measured, as it needs 256 free huge pages of 2 MiB");
@@ -68,8 +67,8 @@ pub fn bench_rings(cli: &Cli, backing: Backing, rows: &mut Rows) -> Result<()> {
                     eprintln!("{}/{}: {}", rep + 1, cli.reps, name("inflate, deflate"));
                 }
                 let list = pfns(order, PAGES);
-                for (i, binary) in binaries.iter().enumerate() {
-                    let mut driver = start(binary, backing, i == 1)?;
+                for (device, binary) in cli.devices() {
+                    let mut driver = start(binary, backing, device == Device::Rust)?;
                     driver.prepare_pfns(&list)?;
                     // The first round takes longer, because QEMU allocates its
                     // own memory, and finds out which system calls it can use.
@@ -83,7 +82,7 @@ pub fn bench_rings(cli: &Cli, backing: Backing, rows: &mut Rows) -> Result<()> {
                             let ns = driver.measure(q, ELEMENTS, one_kick)? / PAGES as f64;
                             if measured {
                                 let row = rows.entry(name(way)).or_default();
-                                if i == 0 { &mut row.c } else { &mut row.rust }.push(ns);
+                                row.of(device).push(ns);
                             }
                         }
                     }
@@ -146,13 +145,13 @@ pub fn bench_reporting(cli: &Cli, rows: &mut Rows) -> Result<()> {
             if !cli.quiet {
                 eprintln!("{}/{}: {}", rep + 1, reps, case.name);
             }
-            for (i, binary) in [&cli.a, &cli.b].iter().enumerate() {
+            for (device, binary) in cli.devices() {
                 let mut driver = Driver::start(binary, &[], ",free-page-reporting=on")?;
                 // See bench_rings()
                 driver.measure_rounds(REPORTING, &rounds, case.chain)?;
                 driver.touch()?;
                 let ns = driver.measure_rounds(REPORTING, &rounds, case.chain)?;
-                if i == 0 { &mut row.c } else { &mut row.rust }.push(ns / pages);
+                row.of(device).push(ns / pages);
             }
             let ns = limit(&cli.limit, BACKINGS[0], REGION_SIZE, &groups)?;
             row.limit.push(ns / pages);
@@ -176,11 +175,11 @@ pub fn bench_guests(cli: &Cli, rows: &mut Rows) -> Result<()> {
                 }
                 let spread = Spread::new(gib);
                 let list = pfns(order, rings * PAGES);
-                for (i, binary) in [&cli.a, &cli.b].iter().enumerate() {
+                for (device, binary) in cli.devices() {
                     let both = inflate_and_deflate(binary, gib, &spread, &list)?;
                     for (way, ns) in ["inflate", "deflate"].into_iter().zip(both) {
                         let row = rows.entry(name(way)).or_default();
-                        if i == 0 { &mut row.c } else { &mut row.rust }.push(ns);
+                        row.of(device).push(ns);
                     }
                 }
                 let offsets: Vec<u32> = list.iter().map(|&page| spread.offset(page)).collect();

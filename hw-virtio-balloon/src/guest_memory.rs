@@ -162,6 +162,15 @@ impl GuestMemory {
         self.host_pages.borrow_mut().clear();
     }
 
+    /// Elements of the queue for inflating are dropped: the driver may use their
+    /// pages, but the parts of host pages that they had in common with others
+    /// are not known.
+    pub fn forget_dropped(&self) {
+        for (_, pages) in self.host_pages.borrow_mut().iter_mut() {
+            pages.forget_parts();
+        }
+    }
+
     /// A range of a block has been unmapped, or mapped differently.  If it is
     /// mapped again, it is not in the balloon; but what was discarded may still
     /// have to be populated.

@@ -68,9 +68,10 @@ impl Part for PageQueue {
 
     fn drop_elements(&self, cx: &Context<'_>) {
         self.turns.drop_elements();
-        // The driver can use their pages again without telling the device.
         if self.keeps_elements_apart(cx) {
             cx.memory.forget_parts();
+        } else if self.direction == Direction::Inflate {
+            cx.memory.forget_dropped();
         }
     }
 }

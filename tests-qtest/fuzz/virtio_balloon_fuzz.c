@@ -9,6 +9,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/madvise.h"
 #include "qemu/main-loop.h"
 #include "qemu/rcu.h"
 #include "qapi/error.h"
@@ -19,7 +20,11 @@
 #include "qom/qom-qobject.h"
 #include "hw/pci/pci.h"
 #include "hw/core/qdev.h"
+#include "hw/virtio/virtio-pci.h"
+#include "io/channel-buffer.h"
 #include "migration/misc.h"
+#include "migration/qemu-file.h"
+#include "migration/vmstate.h"
 #include "system/memory.h"
 #include "system/runstate.h"
 #include "standard-headers/linux/virtio_balloon.h"
@@ -32,6 +37,7 @@
 #define QUEUES          5
 #define PAGE_BITS       12
 #define RAM_MB          64
+#define RAM_PAGES       (RAM_MB << (20 - PAGE_BITS))
 
 /* The slot of the device, and where its BARs are */
 #define DEVFN           PCI_DEVFN(4, 0)
@@ -289,7 +295,8 @@ static void negotiate(Fuzz *f, uint16_t refused, uint8_t shape)
         VIRTIO_F_RING_PACKED, VIRTIO_F_IN_ORDER, VIRTIO_F_RING_RESET,
         VIRTIO_F_NOTIFY_ON_EMPTY, VIRTIO_F_ANY_LAYOUT, VIRTIO_F_VERSION_1,
     };
-    uint64_t wanted = UINT64_MAX;
+    /* A legacy driver that accepts this bit gets no feature at all. */
+    uint64_t wanted = ~(1ULL << VIRTIO_F_BAD_FEATURE);
 
     for (int i = 0; i < ARRAY_SIZE(bits); i++) {
         if (refused & 1 << i) {
@@ -357,10 +364,11 @@ static uint64_t put(Fuzz *f, const void *data, size_t len)
     return addr;
 }
 
-static uint64_t put_pfns(Fuzz *f, size_t *len)
+static uint64_t put_pfns(Fuzz *f, bool anywhere, size_t *len)
 {
     static const int steps[] = { 1, -1, 0, 2, -3, 512, 0x4001, 7 };
-    uint32_t pfns[1024], pfn = take16(f);
+    uint32_t pfns[1024];
+    uint32_t pfn = take16(f) & (anywhere ? UINT16_MAX : RAM_PAGES - 1);
     int n = 4 * take8(f) + 1;
     uint8_t shape = take8(f);
 
@@ -396,7 +404,7 @@ static struct vring_desc take_buffer(Fuzz *f)
 
     switch (kind & 7) {
     case 0:
-        addr = put_pfns(f, &len);
+        addr = put_pfns(f, kind & 0x80, &len);
         break;
     case 1:
         len = MIN(take8(f), f->size);
@@ -410,8 +418,9 @@ static struct vring_desc take_buffer(Fuzz *f)
         len = (take8(f) + 1) << PAGE_BITS;
         break;
     case 3:
-        addr = (uint64_t)take8(f) << 21;
-        len = (take8(f) + 1) << 21;
+        /* Longer buffers seldom are in RAM as a whole. */
+        addr = (uint64_t)(take8(f) % (RAM_MB / 2 + 1)) << 21;
+        len = (take8(f) % 8 + 1) << 21;
         break;
     case 4:
         id = config_read(f, offsetof(struct virtio_balloon_config,
@@ -464,6 +473,7 @@ static void damage(Fuzz *f, Queue *q, struct vring_desc *descs, int n)
         break;
     case 3:
         d->next = value;
+        d->flags |= VRING_DESC_F_NEXT;
         break;
     case 4:
         q->avail_idx += value;
@@ -516,9 +526,9 @@ static void add_split(Fuzz *f, Queue *q, struct vring_desc *descs, int n)
         uint16_t slot = q->next;
 
         q->next = (q->next + 1) % q->size;
-        if (i < n - 1 && !descs[i].next) {
+        if (i < n - 1) {
             descs[i].flags |= VRING_DESC_F_NEXT;
-            descs[i].next = q->next;
+            descs[i].next = descs[i].next ?: q->next;
         }
         desc_to_le(&descs[i]);
         qtest_memwrite(f->s, q->desc + slot % q->size * sizeof(*descs),
@@ -542,7 +552,7 @@ static void add_element(Fuzz *f, Queue *q, struct vring_desc *descs, int n,
         for (int i = 0; i < n; i++) {
             if (i < n - 1 && !packed) {
                 descs[i].flags |= VRING_DESC_F_NEXT;
-                descs[i].next = i + 1;
+                descs[i].next = descs[i].next ?: i + 1;
             }
             desc_to_le(&descs[i]);
             if (packed) {
@@ -647,13 +657,63 @@ static void cancel_migration(Fuzz *f)
     flush_events(f->s);
 }
 
+/* Have the host run out of memory for what leaves the balloon. */
+static bool no_memory;
+
+int __real_qemu_madvise(void *addr, size_t len, int advice);
+int __wrap_qemu_madvise(void *addr, size_t len, int advice);
+
+int __wrap_qemu_madvise(void *addr, size_t len, int advice)
+{
+    if (no_memory && advice == QEMU_MADV_POPULATE_WRITE) {
+        errno = ENOMEM;
+        return -1;
+    }
+    return __real_qemu_madvise(addr, len, advice);
+}
+
 static void run_vm(bool run)
 {
-    if (run && !runstate_is_running() && runstate_check(RUN_STATE_PAUSED)) {
+    RunState state;
+
+    /* The device can stop the VM. */
+    if (qemu_vmstop_requested(&state)) {
+        vm_stop(state);
+    }
+    if (run && !runstate_is_running()) {
         vm_start();
     } else if (!run && runstate_is_running()) {
         vm_stop(RUN_STATE_PAUSED);
     }
+}
+
+/* Save the device, and load it again after a reset, as migration does. */
+static void save_and_load(Fuzz *f, uint16_t at, uint8_t change)
+{
+    VirtIODevice *vdev = virtio_bus_get_device(&VIRTIO_PCI(f->dev)->bus);
+    const VMStateDescription *vmsd = qdev_get_vmsd(DEVICE(vdev));
+    QIOChannelBuffer *bioc = qio_channel_buffer_new(0x1000);
+    bool running = runstate_is_running();
+    QEMUFile *file;
+
+    cancel_migration(f);
+    run_vm(false);
+    file = qemu_file_new_output(QIO_CHANNEL(bioc));
+    vmstate_save_state(file, vmsd, vdev, NULL, &error_abort);
+    qemu_fflush(file);
+    if (change) {
+        bioc->data[at % bioc->usage] ^= change;
+    }
+    qio_channel_io_seek(QIO_CHANNEL(bioc), 0, SEEK_SET, &error_abort);
+    device_cold_reset(f->dev);
+    qemu_fclose(file);
+    file = qemu_file_new_input(QIO_CHANNEL(bioc));
+    if (vmstate_load_state(file, vmsd, vdev, vmsd->version_id, NULL) < 0) {
+        device_cold_reset(f->dev);
+    }
+    qemu_fclose(file);
+    object_unref(OBJECT(bioc));
+    run_vm(running);
 }
 
 static void reset_queue(Fuzz *f, uint8_t i, uint8_t shape)
@@ -740,7 +800,12 @@ static void operation(Fuzz *f)
                                 take8(f), NULL);
         break;
     case 20:
-        read_properties(f);
+        if (op & 0x80) {
+            more = take16(f);
+            save_and_load(f, more, take8(f));
+        } else {
+            read_properties(f);
+        }
         break;
     case 21:
         request_stats(f);
@@ -770,7 +835,9 @@ static void operation(Fuzz *f)
         negotiate(f, 0, 0);
         break;
     case 29:
-        set_discard_disabled(f, take8(f) & 1);
+        arg = take8(f);
+        set_discard_disabled(f, arg & 1);
+        no_memory = arg & 2;
         break;
     case 30:
         /* The window to the BARs in the configuration space of PCI */
@@ -821,6 +888,7 @@ static void virtio_balloon_fuzz(QTestState *s, const unsigned char *data,
 
     cancel_migration(&f);
     set_discard_disabled(&f, false);
+    no_memory = false;
     run_vm(true);
     set_bars(&f);
     check_that_it_works(&f);
@@ -834,7 +902,7 @@ static bool have_huge_pages(void)
 
     return g_file_get_contents("/sys/kernel/mm/hugepages/hugepages-2048kB/"
                                "free_hugepages", &text, NULL, NULL) &&
-           g_ascii_strtoull(text, NULL, 10) >= 8;
+           g_ascii_strtoull(text, NULL, 10) >= 12;
 }
 
 static GString *get_cmd_line(FuzzTarget *t)
@@ -844,9 +912,9 @@ static GString *get_cmd_line(FuzzTarget *t)
     g_string_append_printf(cmd_line,
         " -machine pc,accel=qtest -nodefaults -display none -m %d"
         " -object iothread,id=iothread"
-        " -object memory-backend-ram,id=private,size=32M"
+        " -object memory-backend-ram,id=private,size=24M"
         " -object memory-backend-memfd,id=shared,size=16M"
-        " -object memory-backend-memfd,id=other,size=16M%s"
+        " -object memory-backend-memfd,id=other,size=24M%s"
         " -numa node,memdev=private -numa node,memdev=shared"
         " -numa node,memdev=other -global migration.x-max-bandwidth=1",
         RAM_MB, have_huge_pages() ? ",hugetlb=on,hugetlbsize=2M" : "");

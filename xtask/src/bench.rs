@@ -9,15 +9,25 @@ use serde_json::Value;
 use xshell::cmd;
 
 use crate::{
-    build::build_both,
+    build::{build_both, Build, Device, Target},
     env::Env,
     guest,
     hugepages::HugePages,
     run::{shell_in, RunQuiet},
+    source::Source,
 };
 
 /// Huge pages of 2 MiB that the benchmark needs
 const HUGE_PAGES: u64 = 700;
+
+/// Build the C device as it is without the series.
+fn build_upstream(env: &Env) -> Result<Build> {
+    let root = env.cache.join("upstream");
+    let source = Source::prepare(env, None)?.pristine_worktree(env, &root)?;
+    let build = Build::configured(env, &root, source, Device::C, Target::X86_64)?;
+    build.build_qemu(env)?;
+    Ok(build)
+}
 
 /// Build both devices, measure them, and print the results.
 ///
@@ -32,6 +42,7 @@ pub fn run(
     chart: Option<&Path>,
 ) -> Result<()> {
     let builds @ [c, rust] = &build_both(env)?;
+    let upstream = build_upstream(env)?.qemu();
     let sh = shell_in(&env.repo)?;
 
     let limit = env.cache.join("bench-limit");
@@ -44,7 +55,7 @@ pub fn run(
     let mut bench = cmd!(
         sh,
         "cargo run -q --release --locked -p balloon-bench --
-         --reps {reps} --only {only} --a {a} --b {b} --limit {limit} --json {tmp}"
+         --reps {reps} --only {only} --upstream {upstream} --a {a} --b {b} --limit {limit} --json {tmp}"
     );
     if let Some(chart) = chart {
         bench = bench.arg("--chart").arg(std::path::absolute(chart)?);

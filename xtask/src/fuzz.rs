@@ -5,12 +5,7 @@
 //! Inputs that reach something that others do not are in a file of this
 //! repository, one in a line, as hexadecimal digits.
 
-use std::{
-    fmt::Write as _,
-    fs,
-    path::PathBuf,
-    thread::available_parallelism,
-};
+use std::{fmt::Write as _, fs, path::PathBuf, thread::available_parallelism};
 
 use anyhow::{bail, ensure, Context, Result};
 use xshell::{cmd, Shell};
@@ -32,17 +27,17 @@ const PROGRAM: &str = "qemu-fuzz-x86_64";
 /// The target in tests/qtest/fuzz
 const TARGET: &str = "--fuzz-target=virtio-balloon";
 
-/// For all runs: the device's messages are not shown, an input has 20 seconds,
+/// For all runs: the device's messages are not shown, an input has a minute,
 /// and the memory of QEMU is not taken for a leak.
 const ALWAYS: [&str; 4] = [
     "-close_fd_mask=3",
-    "-timeout=20",
+    "-timeout=60",
     "-rss_limit_mb=0",
     "-detect_leaks=0",
 ];
 
 /// Huge pages for a part of the guest's memory, for each process
-const HUGE_PAGES: u64 = 8;
+const HUGE_PAGES: u64 = 12;
 
 /// The code whose edges are counted
 const OURS: [&str; 2] = ["/rust/hw/virtio/balloon/", "/rust/virtio/src/"];

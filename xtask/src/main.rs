@@ -234,7 +234,11 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Cmd::Series { out, envelopes, .. } => match out {
             Some(out) => {
                 let patches = series::export(&env, &out, &envelopes)?;
-                println!("{} patches: git am {}/*/*.patch", patches.len(), out.display());
+                println!(
+                    "{} patches: git am {}/*/*.patch",
+                    patches.len(),
+                    out.display()
+                );
             }
             None => println!("{} patches in patches/qemu", series::import(&env)?),
         },

@@ -293,6 +293,18 @@ impl HostPages {
         }
     }
 
+    /// Forget which parts of host pages are in the balloon, but not which host
+    /// pages are discarded.
+    pub fn forget_parts(&mut self) {
+        for page in self.pages.values_mut() {
+            if page.parts.is_partial() {
+                page.parts = Parts::None;
+            }
+        }
+        self.partial = 0;
+        self.forget_unused(0..u64::MAX);
+    }
+
     /// The first host page of which anything is remembered
     pub fn first(&self) -> Option<First> {
         let size = self.host_page_size();
@@ -426,6 +438,21 @@ mod tests {
 
     /// A discarded host page is remembered until it is populated, however many
     /// attempts that takes.
+    #[test]
+    fn parts_are_forgotten() {
+        let mut h = HostPages::new(8 * KIB).unwrap();
+        for (offset, len) in [(0, 8 * KIB), (8 * KIB, 4 * KIB), (16 * KIB, 8 * KIB)] {
+            insert(&mut h, offset, len);
+        }
+        h.remove(16 * KIB, 4 * KIB, |_, _| {});
+        assert_eq!((h.partial(), h.discarded()), (2, 2));
+        h.forget_parts();
+        assert_eq!((h.partial(), h.discarded()), (0, 2));
+        assert_eq!(insert(&mut h, 12 * KIB, 4 * KIB), []);
+        // The host page is still discarded, so the guest has to wait for it.
+        assert_eq!(remove(&mut h, 20 * KIB, 4 * KIB), [(16 * KIB, 8 * KIB)]);
+    }
+
     #[test]
     fn discarded_until_populated() {
         let mut h = HostPages::new(2 * MIB).unwrap();

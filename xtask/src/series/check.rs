@@ -6,6 +6,7 @@ use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
+    slice::from_ref,
 };
 
 use anyhow::{ensure, Context, Result};
@@ -70,7 +71,7 @@ pub fn check(
     let mut sequences = Vec::new();
     for envelope in &all {
         let mut sequence = Vec::new();
-        for Envelope { patches: range, .. } in choose(&all, &[envelope.name.clone()])? {
+        for Envelope { patches: range, .. } in choose(&all, from_ref(&envelope.name))? {
             sequence.extend_from_slice(&patches[range.clone()]);
         }
         in_worktree(&sh, &scratch, "pristine", |inner| {
@@ -91,9 +92,9 @@ pub fn check(
     match depth {
         Depth::Apply => {}
         Depth::Envelopes => {
-            for (Envelope { name, patches, .. }, sequence) in sequences {
-                env.say(&format!("== {name}"));
-                let (bases, own) = sequence.split_at(sequence.len() - patches.len());
+            for (envelope, sequence) in sequences {
+                env.say(&format!("== {}", envelope.name));
+                let (bases, own) = sequence.split_at(sequence.len() - envelope.patches.len());
                 let mut stages = vec![own.to_vec()];
                 if !bases.is_empty() {
                     stages.insert(0, bases.to_vec());

@@ -85,10 +85,10 @@ pub fn choose<'a>(all: &'a [Envelope], names: &[String]) -> Result<Vec<&'a Envel
             .enumerate()
             .find(|(_, envelope)| envelope.name == *name)
             .with_context(|| {
-                let names: Vec<_> = all.iter().map(|e| e.name.as_str()).collect();
+                let existing: Vec<_> = all.iter().map(|e| e.name.as_str()).collect();
                 format!(
                     "there is no envelope {name}; there are {}",
-                    names.join(", ")
+                    existing.join(", ")
                 )
             })?;
         chosen.insert(index);
@@ -106,7 +106,8 @@ pub fn choose<'a>(all: &'a [Envelope], names: &[String]) -> Result<Vec<&'a Envel
 mod tests {
     use super::*;
 
-    const TEXT: &str = "# why\n[1-a]\n1.patch\n2.patch x # y\n\n[2-b]\n3.patch\n[3-c] 1-a\n4.patch\n\
+    const TEXT: &str =
+        "# why\n[1-a]\n1.patch\n2.patch x # y\n\n[2-b]\n3.patch\n[3-c] 1-a\n4.patch\n\
                         [4-d] 3-c # z\n5.patch\n";
 
     #[test]
@@ -139,7 +140,10 @@ mod tests {
         for (text, expected) in [
             ("1.patch\n", "1.patch is in no envelope"),
             ("[1-a]\n[2-b]\n1.patch\n", "1-a is empty"),
-            ("[1-a] 2-b\n1.patch\n[2-b]\n2.patch\n", "1-a is not behind 2-b"),
+            (
+                "[1-a] 2-b\n1.patch\n[2-b]\n2.patch\n",
+                "1-a is not behind 2-b",
+            ),
         ] {
             let error = envelopes(text).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");

@@ -88,30 +88,30 @@ pub fn export(env: &Env, out: &Path, names: &[String]) -> Result<Vec<PathBuf>> {
             cmd!(inner, "git commit -q --amend --no-edit").run_quiet()?;
         }
         for Envelope { name, patches, .. } in &chosen {
-            let dir = tmp.join(name);
+            let place = tmp.join(name);
             let [before, last] =
                 [patches.start, patches.end].map(|n| format!("HEAD~{}", edited.len() - n));
             cmd!(
                 inner,
                 "git format-patch -q --abbrev=7 --no-signature --zero-commit --cover-letter
-                 -o {dir} {before}..{last}"
+                 -o {place} {before}..{last}"
             )
             .run_quiet()?;
-            let draft = dir.join("0000-cover-letter.patch");
+            let draft = place.join("0000-cover-letter.patch");
             let letter = fill_in(&fs::read_to_string(&draft)?, &provenance, &text(name)?)?;
-            fs::write(dir.join(COVER_LETTER), letter)?;
+            fs::write(place.join(COVER_LETTER), letter)?;
             remove(&draft)?;
         }
         Ok(())
     })?;
 
     fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
-    let mut all = Vec::new();
+    let mut written = Vec::new();
     for Envelope { name, .. } in &chosen {
         cmd!(sh, "cp -r {tmp}/{name} {out}").run_quiet()?;
-        all.extend(patches_in(&out.join(name))?);
+        written.extend(patches_in(&out.join(name))?);
     }
-    Ok(all)
+    Ok(written)
 }
 
 /// Put our text into the cover letter that git has made, and the release on which

@@ -119,7 +119,7 @@ fn renumber(old: &str, names: &[String]) -> (String, Vec<String>) {
     let mut lines = old.lines().filter(|line| !line.is_empty());
     while let Some(line) = lines.next() {
         if heading(line).is_some() {
-            let first = lines.next().and_then(|line| line.split(' ').next());
+            let first = lines.next().and_then(|patch| patch.split(' ').next());
             headings.insert(subject(first.unwrap_or_default()), line);
         }
     }

@@ -117,7 +117,8 @@ mod tests {
 
     #[test]
     fn list_of_patches() {
-        let text = "# comment\n\n[1-x] 0-y\n0001-a.patch\n0002-b.patch rust/virtio rust/x/y.rs # why\n";
+        let text =
+            "# comment\n\n[1-x] 0-y\n0001-a.patch\n0002-b.patch rust/virtio rust/x/y.rs # why\n";
         assert_eq!(
             parse(text),
             [

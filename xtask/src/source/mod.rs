@@ -216,7 +216,8 @@ impl Source {
     }
 
     /// Check the pristine source out to another directory, with what Debian's
-    /// tarball lacks, but without the series.  Nothing is mounted there.  It
+    /// tarball lacks, but without the series, unless that was done before.
+    /// Nothing is mounted there.  It
     /// has the same name and place below `root` as the tree has below the
     /// cache, so that ccache finds that the files are the same.
     ///
@@ -226,12 +227,17 @@ impl Source {
     pub fn pristine_worktree(&self, env: &Env, root: &Path) -> Result<Self> {
         let dir = root.join("src").join(&self.key);
         let sh = self.git()?;
-        cmd!(sh, "git worktree prune").run_quiet()?;
-        cmd!(sh, "git worktree add -q --detach {dir} pristine").run_quiet()?;
         let this = Self {
-            dir,
+            dir: dir.clone(),
             key: self.key.clone(),
         };
+        let complete = root.join("src").join(format!("{}.complete", self.key));
+        if complete.exists() && dir.exists() {
+            return Ok(this);
+        }
+        remove(&dir)?;
+        cmd!(sh, "git worktree prune").run_quiet()?;
+        cmd!(sh, "git worktree add -q --detach {dir} pristine").run_quiet()?;
         if this.is_debian()? {
             let patches = patches_for_tarball(env)?;
             let inner = this.git()?;
@@ -239,6 +245,7 @@ impl Source {
         }
         this.provide_overlays(env, &this.wraps()?)?;
         replace_link(&self.dir.join(PACKAGE_CACHE), &this.dir.join(PACKAGE_CACHE))?;
+        fs::write(complete, "")?;
         Ok(this)
     }
 }
