@@ -21,6 +21,7 @@ pub mod hinting;
 pub mod host_pages;
 pub mod oom_hold;
 pub mod pages;
+mod parts;
 pub mod reports;
 pub mod runs;
 pub mod spec;
