@@ -432,9 +432,22 @@ uint32_t submit_element(Balloon *b, int q, const Buffer *buffers, int n)
     if (q == b->hint_vq && !b->hints_polled && !b->vm_stopped) {
         wait_hint_queue_idle(b);
     }
-    qvirtqueue_kick(b->qts, b->dev, b->vq[q], head);
     if (q == b->hint_vq) {
+        /*
+         * Like qvirtqueue_kick(), but it has to be known whether the device was
+         * notified, and the I/O thread can change the flag at any time.
+         */
+        QVirtQueue *vq = b->vq[q];
+        uint16_t idx = qtest_readw(b->qts, vq->avail + 2);
+
+        qtest_writew(b->qts, vq->avail + 4 + 2 * (idx % vq->size), head);
+        qvirtqueue_set_avail_idx(b->qts, b->dev, vq, idx + 1);
         b->hint_not_kicked = !hint_queue_is_idle(b);
+        if (!b->hint_not_kicked) {
+            b->dev->bus->virtqueue_kick(b->dev, vq);
+        }
+    } else {
+        qvirtqueue_kick(b->qts, b->dev, b->vq[q], head);
     }
     return head;
 }

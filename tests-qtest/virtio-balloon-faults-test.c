@@ -76,11 +76,14 @@ static void set_library(bool on)
     }
 }
 
-/* Whether QEMU exits with success with these arguments */
+/*
+ * Whether QEMU exits with success with these arguments.  As in libqtest, a shell
+ * starts it, which the library is preloaded into, too.
+ */
 static bool run_qemu(const char *arguments)
 {
     g_autofree char *command = g_strdup_printf(
-        "%s %s", getenv("QTEST_QEMU_BINARY"), arguments);
+        "sh -c 'exec %s %s'", getenv("QTEST_QEMU_BINARY"), arguments);
     g_autofree char *out = NULL, *err = NULL;
     int status;
 

@@ -264,7 +264,7 @@ static void test_locked(const void *data)
     const size_t size = 4 * RAM_SIZE;
     g_autofree void *memory = g_malloc(size);
 
-#if defined(__SANITIZE_ADDRESS__)
+#ifdef QEMU_SANITIZE_ADDRESS
     g_test_skip("AddressSanitizer has mlockall() do nothing");
     return;
 #endif

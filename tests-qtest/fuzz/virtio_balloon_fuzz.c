@@ -895,14 +895,20 @@ static void virtio_balloon_fuzz(QTestState *s, const unsigned char *data,
     unplug(&f);
 }
 
-/* Whether there are free huge pages for a part of the memory */
-static bool have_huge_pages(void)
+static long huge_pages(const char *which)
 {
+    g_autofree char *path = g_strdup_printf(
+        "/sys/kernel/mm/hugepages/hugepages-2048kB/%s_hugepages", which);
     g_autofree char *text = NULL;
 
-    return g_file_get_contents("/sys/kernel/mm/hugepages/hugepages-2048kB/"
-                               "free_hugepages", &text, NULL, NULL) &&
-           g_ascii_strtoull(text, NULL, 10) >= 12;
+    return g_file_get_contents(path, &text, NULL, NULL) ?
+           g_ascii_strtoll(text, NULL, 10) : 0;
+}
+
+/* Whether there are huge pages for a part of the memory */
+static bool have_huge_pages(void)
+{
+    return huge_pages("free") - huge_pages("resv") >= 12;
 }
 
 static GString *get_cmd_line(FuzzTarget *t)

@@ -176,7 +176,8 @@ impl VirtQueueElement {
 
     /// Return the element to the driver, after the first `len` bytes of its
     /// buffers were written: usually the [position](InWriter::position) of the
-    /// writer, or 0.  The driver is only interrupted by [`VirtQueue::notify`].
+    /// writer, or 0.  The driver is only interrupted by
+    /// [`VirtQueue::notify`](crate::VirtQueue::notify).
     ///
     /// # Panics
     ///

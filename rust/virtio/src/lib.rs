@@ -18,6 +18,66 @@
 //!
 //! * [`BottomHalf`] runs a function later, in the main loop.
 //!
+//! # Rules
+//!
+//! Functions of [`VirtioDeviceImpl`] and handlers have the big QEMU lock.
+//!
+//! **Realize.**  Check the properties first.  If the function fails, only the
+//! queues are removed; it has to undo everything else.  For example, the bottom
+//! half must not exist if the device is realized again.
+//!
+//! **Unrealize** undoes all of it: delete bottom halves and timers, and give up
+//! all elements and other references to the device.  An element refers to the
+//! device, so a device that keeps one is never freed.  The queues still exist;
+//! after it has returned, [`VirtQueue::of`] returns `None`.
+//!
+//! **Reset**, of the device or of a queue.  Drop the elements, as the queue
+//! forgets them.  A reset of the device also cancels bottom halves, and sets
+//! the state to what a new driver expects.  The features that the old driver
+//! has accepted are still there until the function returns.
+//!
+//! **Callbacks.**  The handler of a queue is also called when there are no new
+//! elements.  A bottom half also runs while the VM is stopped, and so does a
+//! timer unless its clock is stopped; see
+//! [`vm_running`](VirtioDeviceMethods::vm_running).
+//! [`SET_STATUS`](VirtioDeviceImpl::SET_STATUS) is also called when the VM is
+//! stopped or started.  When it is stopped, return all elements, because they
+//! are not migrated; a device that has to keep some calls
+//! [`VirtQueue::rewind`] after migration.
+//!
+//! **Re-entry.**  The driver chooses the addresses of rings, buffers and
+//! interrupt messages.  If there is a register of a device, an access to it can
+//! notify, reset or unplug this device before it returns.  Functions that do
+//! this: those that pop or return an element, or drop it;
+//! [`VirtQueue::set_notification`] and [`VirtQueue::notify`];
+//! [`notify_config`](VirtioDeviceMethods::notify_config) and
+//! [`error`](VirtioDeviceMethods::error).
+//!
+//! * Do not borrow a `BqlRefCell` meanwhile, as the next borrow would panic.
+//!   Take the value out of the cell, in a statement of its own: with `if let
+//!   Some(elem) = cell.borrow_mut().take()`, the borrow lasts until the end of
+//!   the block.
+//! * If the device was reset, a [`VirtQueue`] or an element from before does
+//!   nothing, but the fields of the device belong to the new driver: look at
+//!   [`VirtQueue::is_current`] before changing them.
+//! * `self` is valid until a handler, bottom half or timer returns, even if the
+//!   device is unplugged.
+//! * While a bottom half runs, accesses to the registers of the device fail.
+//!   That prevents neither a reset nor an unplug by other means; nor is it so
+//!   in the handler of a queue that the main loop calls.
+//!
+//! **Threads.**  Another thread can access the contents of a
+//! [`VirtQueueElement`].  Almost everything else panics without the big QEMU
+//! lock: popping, returning and dropping an element, for example.  The main
+//! loop has to get the elements back, also when the device is reset or
+//! unrealized, or the VM is stopped.
+//!
+//! **Panics** end QEMU, and with it the VM.  Check what the driver controls
+//! before it is an index, a shift count or an operand, and never `unwrap()` it.
+//! Report mistakes of the driver with [`error`](VirtioDeviceMethods::error).
+//! An overflow is a panic only with `overflow-checks=yes` in `meson.build`;
+//! otherwise the number wraps around.
+//!
 //! # Examples
 //!
 //! A device that sends the data that it gets from the driver back to it, up to
@@ -92,6 +152,10 @@
 //!             return;
 //!         };
 //!         while let Some(elem) = vq.pop() {
+//!             if !vq.is_current() {
+//!                 // Popping the element has reset the device
+//!                 return;
+//!             }
 //!             if !elem.has_out() {
 //!                 // The element is dropped; the device is unusable until the
 //!                 // driver resets it

@@ -2,10 +2,13 @@
 
 //! QEMU's manual, which has pages that the series adds or changes
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{ensure, Result};
-use xshell::cmd;
+use xshell::{cmd, Shell};
 
 use super::results::{Count, PASS};
 use crate::{
@@ -15,7 +18,8 @@ use crate::{
     source::{Source, BASE},
 };
 
-const PACKAGES: &[&str] = &["python3-sphinx", "python3-sphinx-rtd-theme"];
+/// What builds it
+pub const PACKAGES: &[&str] = &["python3-sphinx", "python3-sphinx-rtd-theme"];
 
 /// Where QEMU has the manual
 const MANUAL: &str = "docs";
@@ -36,34 +40,51 @@ fn output(html: &Path, file: &str) -> Option<PathBuf> {
 pub fn docs(env: &Env) -> Result<Count> {
     apt::ensure_packages(env, PACKAGES)?;
     let source = Source::prepare(env, None)?;
-    let sh = source.git()?;
-    let dir = env.cache.join("docs").join(&source.key);
+    build(
+        env,
+        &source.git()?,
+        &env.cache.join("docs").join(&source.key),
+    )
+}
+
+/// Build the manual of the tree that the shell is in.
+fn build(env: &Env, sh: &Shell, dir: &Path) -> Result<Count> {
     let (html, doctrees) = (dir.join("html"), dir.join("doctrees"));
 
-    let changed = cmd!(sh, "git diff --name-only --diff-filter=d {BASE} -- {MANUAL}").read_quiet()?;
+    let changed = cmd!(
+        sh,
+        "git diff --name-only --diff-filter=d {BASE} -- {MANUAL}"
+    )
+    .read_quiet()?;
     let pages: Vec<_> = changed
         .lines()
         .filter_map(|file| output(&html, file))
         .collect();
-    ensure!(!pages.is_empty(), "the series changes no page of the manual");
+    ensure!(
+        !pages.is_empty(),
+        "the series changes no page of the manual"
+    );
     // Sphinx looks a page's references up when it writes the page.  The page that
     // one of them leads to may have changed since then.
     for page in &pages {
         remove(page)?;
     }
-    let result = env.run(
+    let complete = dir.join("complete");
+    if !complete.exists() {
+        // Sphinx does not repeat its warnings about a page that it has read.
+        remove(dir)?;
+    }
+    remove(&complete)?;
+    env.run(
         "building QEMU's manual",
         // as QEMU's build system does, if warnings are errors
         cmd!(
             sh,
-            "sphinx-build -W --keep-going -Dkerneldoc_werror=1 -b html -d {doctrees} {MANUAL} {html}"
+            "sphinx-build -q -W --keep-going -Dkerneldoc_werror=1 -b html -d {doctrees}
+             {MANUAL} {html}"
         ),
-    );
-    if result.is_err() {
-        // Warnings about a page that was read are not repeated the next time.
-        remove(&dir)?;
-    }
-    result?;
+    )?;
+    fs::write(&complete, "")?;
     for page in &pages {
         ensure!(page.exists(), "Sphinx has not made {}", page.display());
     }

@@ -5,6 +5,7 @@
 mod container;
 mod coverage;
 mod deb;
+mod docs;
 mod functional;
 mod fuzz;
 mod interfaces;
@@ -24,6 +25,7 @@ use self::{
     container::container,
     coverage::coverage,
     deb::deb,
+    docs::docs,
     functional::{functional, Kernel},
     fuzz::fuzz,
     libvirt::libvirt,
@@ -138,7 +140,7 @@ pub fn needs(suites: &[Suite]) -> Needs {
         // Whatever else is missing is the reason to skip it.
         return Needs::default();
     }
-    if only(&[
+    let needs = if only(&[
         Suite::Unit,
         Suite::Qtest,
         Suite::Differential,
@@ -149,6 +151,11 @@ pub fn needs(suites: &[Suite]) -> Needs {
         Needs::build()
     } else {
         Needs::guest()
+    };
+    if suites.is_empty() || suites.contains(&Suite::Series) {
+        needs.with(docs::PACKAGES)
+    } else {
+        needs
     }
 }
 
@@ -227,6 +234,7 @@ fn check_series(env: &Env, options: &Options) -> Result<Count> {
         count += run_qtests(env, build, programs)?;
         Ok(())
     })?;
+    count += docs(env)?;
     Ok(count)
 }
 
