@@ -99,17 +99,6 @@ impl Fuzzer {
         })
     }
 
-    /// Run all inputs once.
-    ///
-    /// # Errors
-    ///
-    /// Fails if QEMU does with one of them what it must not.
-    pub fn replay(&self, env: &Env) -> Result<()> {
-        let (program, corpus) = (&self.program, &self.corpus);
-        let cmd = cmd!(self.sh, "{program} {TARGET} {ALWAYS...} -runs=0 {corpus}");
-        env.run("running the inputs of the fuzzer", cmd)
-    }
-
     /// Look for more inputs; return how many were run in a second.
     ///
     /// # Errors
@@ -176,12 +165,13 @@ impl Fuzzer {
         )
     }
 
-    /// Count the edges that the inputs take.
+    /// Run all inputs once, and count the edges that they take.
     ///
     /// # Errors
     ///
     /// Fails if QEMU does with an input what it must not.
-    pub fn edges(&self) -> Result<Edges> {
+    pub fn edges(&self, env: &Env) -> Result<Edges> {
+        env.say("running the inputs of the fuzzer");
         let (program, corpus) = (&self.program, &self.corpus);
         // It is on standard error.
         let output = cmd!(
@@ -191,8 +181,13 @@ impl Fuzzer {
         .quiet()
         .ignore_status()
         .output()?;
-        ensure!(output.status.success(), "an input has failed");
-        let edges = edges(&String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8_lossy(&output.stderr);
+        if !output.status.success() {
+            let lines: Vec<_> = text.lines().collect();
+            let end = lines[lines.len().saturating_sub(60)..].join("\n");
+            bail!("QEMU did with an input what it must not:\n{end}");
+        }
+        let edges = edges(&text);
         ensure!(edges.all > 0, "libFuzzer does not know code of the device");
         Ok(edges)
     }
@@ -221,7 +216,7 @@ pub fn fuzz(env: &Env, device: Device, minutes: u64, save: bool) -> Result<()> {
     let inputs = fuzzer.sh.read_dir(&fuzzer.corpus)?.len();
     match device {
         Device::Rust => {
-            let Edges { taken, all } = fuzzer.edges()?;
+            let Edges { taken, all } = fuzzer.edges(env)?;
             println!(
                 "{inputs} inputs take {taken} of {all} edges of the device and its bindings, {} %",
                 100 * taken / all

@@ -124,8 +124,8 @@ pub fn sanitize(env: &Env, seed: &str) -> Result<Count> {
 
 /// The qtests of the balloon; there are 100 hotplugs among them.
 fn qtests(env: &Env, build: &Build, reports: &Reports) -> Result<Count> {
-    // for two VMs with 128 MiB each
-    let _pages = HugePages::reserve(env, 160);
+    // for three VMs with 128 MiB each
+    let _pages = HugePages::reserve(env, 200);
     let tests: Vec<_> = balloon_tests(build.device, Target::X86_64)
         .iter()
         .map(|test| format!("qtest-x86_64/{test}"))
