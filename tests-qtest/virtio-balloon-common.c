@@ -84,6 +84,13 @@ const Transport *const *transports(void)
     return found;
 }
 
+const Transport *pci_transport(void)
+{
+    const Transport *first = *transports();
+
+    return first && first->pci ? first : NULL;
+}
+
 bool have_huge_pages(int vms)
 {
     const char *path =

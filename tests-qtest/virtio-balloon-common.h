@@ -112,6 +112,12 @@ typedef struct TransportTest {
  */
 const Transport *const *transports(void);
 
+/*
+ * The modern interface of PCI, for tests that need only one transport; NULL if
+ * there is no QEMU for a machine with PCI
+ */
+const Transport *pci_transport(void);
+
 /* Add tests for all transports. @tests must exist until they have run. */
 void add_transport_tests(const TransportTest *tests, size_t n);
 

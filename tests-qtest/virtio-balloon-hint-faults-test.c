@@ -244,15 +244,12 @@ static void test_event(const void *data)
 
 int main(int argc, char **argv)
 {
-    const Transport *const *all;
-
     g_test_init(&argc, &argv, NULL);
-    all = transports();
     /* None of this depends on the transport. */
-    if (!*all || !(*all)->pci) {
+    transport = pci_transport();
+    if (!transport) {
         return g_test_run();
     }
-    transport = *all;
     rust_device = is_rust_device();
     qtest_add_data_func("virtio-balloon/bad-buffers/statistics",
                         GINT_TO_POINTER(false), test_bad_buffers);

@@ -528,16 +528,14 @@ static void test_kill_running(const void *data)
 
 int main(int argc, char **argv)
 {
-    const Transport *const *all;
     int ret;
 
     g_test_init(&argc, &argv, NULL);
-    all = transports();
     /* None of this depends on the transport. */
-    if (!*all || !(*all)->pci) {
+    transport = pci_transport();
+    if (!transport) {
         return g_test_run();
     }
-    transport = *all;
     rust_device = is_rust_device();
     dir = g_dir_make_tmp("virtio-balloon-XXXXXX", NULL);
     g_assert_nonnull(dir);

@@ -1,7 +1,6 @@
 /*
  * QTest test cases for virtio-balloon: the text of all messages that the Rust
  * implementation prints, or returns as errors of commands
- * implementation in Rust prints, or answers commands with
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */

@@ -2,7 +2,6 @@
  * QTest test cases for virtio-balloon: guests that run out of memory.  Only the
  * Rust implementation counts pages that leave the balloon for that reason, and
  * has the property oom-hold-time.
- * implementation in Rust counts that, and has the property oom-hold-time.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */

@@ -1,7 +1,6 @@
 /*
  * QTest test cases for features of only the Rust implementation of
  * virtio-balloon
- * does
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
