@@ -77,8 +77,8 @@ static void set_library(bool on)
 }
 
 /*
- * Whether QEMU exits with success with these arguments.  As in libqtest, a shell
- * starts it, which the library is preloaded into, too.
+ * Whether QEMU exits with success with these arguments.  As in libqtest, a
+ * shell starts it, which the library is preloaded into, too.
  */
 static bool run_qemu(const char *arguments)
 {
