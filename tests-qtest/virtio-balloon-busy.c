@@ -27,11 +27,6 @@ int64_t busy_in_flight(Busy *busy)
     return n;
 }
 
-uint16_t busy_used_idx(Busy *busy)
-{
-    return qtest_readw(busy->b->qts, busy->b->vq[busy->q]->used + 2);
-}
-
 /* A table of descriptors: one buffer, another one many times, and the last */
 static Buffer put_table(Balloon *b, Buffer first, Buffer middle, Buffer last,
                         int n)
@@ -104,11 +99,10 @@ void busy_start(Busy *busy, Balloon *b, int queue, uint64_t large, int n)
     for (int i = 0; i < busy->n; i++) {
         busy->heads[i] = add_element(b, busy->q, &table, 1);
         if (queue != STATS) {
-            qtest_writew(b->qts, b->vq[busy->q]->desc + 16 * busy->heads[i] +
-                         12, VRING_DESC_F_INDIRECT);
+            make_indirect(b, busy->q, busy->heads[i]);
         }
     }
-    busy->end = busy_used_idx(busy) + busy->n;
+    busy->end = used_idx(busy->b, busy->q) + busy->n;
     make_available(b, busy->q, busy->heads, busy->n);
     /*
      * One element may be done soon, as well as hints, unless the test has
@@ -127,13 +121,6 @@ void busy_check_guard(Busy *busy)
     assert_pages(busy->b, busy->mem + 4 * PAGE, "P");
 }
 
-void poll_stats(Balloon *b)
-{
-    set_stats_interval(b, 1);
-    qtest_clock_step(b->qts, 2 * SECOND);
-    set_stats_interval(b, 0);
-}
-
 void busy_finish(Busy *busy)
 {
     const bool discarded = busy->queue == INFLATE || busy->queue == REPORT;
@@ -145,7 +132,7 @@ void busy_finish(Busy *busy)
         wait_used(busy->b, busy->q, busy->heads[i]);
     }
     assert_not_used(busy->b, busy->q);
-    g_assert_cmpint(busy_used_idx(busy), ==, busy->end);
+    g_assert_cmpint(used_idx(busy->b, busy->q), ==, busy->end);
     g_assert_cmpint(queue_status(busy->b, busy->q, "inuse"), ==, 0);
     busy_check_guard(busy);
     /* Hints are not discarded, but may not have been migrated. */

@@ -55,8 +55,6 @@ void busy_start(Busy *busy, Balloon *b, int queue, uint64_t large, int n);
 /* How many elements the Rust device has */
 int64_t busy_in_flight(Busy *busy);
 
-uint16_t busy_used_idx(Busy *busy);
-
 /* Check that what the guest has not given away has not changed. */
 void busy_check_guard(Busy *busy);
 
@@ -66,9 +64,6 @@ void busy_finish(Busy *busy);
 /* A buffer with the PFNs of a range, and one with statistics at an address */
 Buffer put_pfns(Balloon *b, uint64_t mem, int n);
 Buffer put_stats(Balloon *b, uint64_t addr);
-
-/* The device asks the driver for statistics. */
-void poll_stats(Balloon *b);
 
 /* Check that all queues work that the driver uses. */
 void check_works(Balloon *b);

@@ -125,7 +125,8 @@ void add_transport_tests(const TransportTest *tests, size_t n)
                                                     (*t)->name, tests[i].name);
             TestData *data;
 
-            if (tests[i].pc_only && !(*t)->pci) {
+            if ((tests[i].pc_only && !(*t)->pci) ||
+                tests[i].features & ~(*t)->features) {
                 continue;
             }
             data = g_new(TestData, 1);
@@ -389,6 +390,12 @@ void wait_hint_queue_idle(Balloon *b)
     WAIT_FOR(hint_queue_is_idle(b));
 }
 
+uint16_t used_idx(Balloon *b, int q)
+{
+    return qtest_readw(b->qts, b->vq[q]->used +
+                       offsetof(struct vring_used, idx));
+}
+
 void wait_used(Balloon *b, int q, uint32_t head)
 {
     gint64 start = g_get_monotonic_time(), rekick = start + G_USEC_PER_SEC;
@@ -426,6 +433,12 @@ uint32_t add_element(Balloon *b, int q, const Buffer *buffers, int n)
         head = i ? head : desc;
     }
     return head;
+}
+
+void make_indirect(Balloon *b, int q, uint32_t head)
+{
+    qtest_writew(b->qts, b->vq[q]->desc + 16 * head + 12,
+                 VRING_DESC_F_INDIRECT);
 }
 
 uint32_t submit_element(Balloon *b, int q, const Buffer *buffers, int n)
@@ -583,6 +596,13 @@ void set_stats_interval(Balloon *b, int64_t seconds)
         b->qts, "{ 'execute': 'qom-set', 'arguments': { 'path': %s,"
         " 'property': 'guest-stats-polling-interval', 'value': %" PRId64
         " } }", BALLOON_PATH, seconds);
+}
+
+void poll_stats(Balloon *b)
+{
+    set_stats_interval(b, 1);
+    qtest_clock_step(b->qts, 3 * SECOND);
+    set_stats_interval(b, 0);
 }
 
 QDict *get_status(Balloon *b)

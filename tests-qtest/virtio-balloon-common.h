@@ -102,6 +102,8 @@ typedef struct TransportTest {
     void (*fn)(const void *transport);
     /* The test needs a PC, with the device on the PCI bus. */
     bool pc_only;
+    /* The transport must have these features. */
+    uint64_t features;
     /* The number of VMs for which there have to be enough huge pages */
     int huge_vms;
 } TransportTest;
@@ -174,6 +176,9 @@ uint32_t config_readl(Balloon *b, uint64_t offset);
  * Queues
  */
 
+/* The index of the used ring, which the driver may not have looked at */
+uint16_t used_idx(Balloon *b, int q);
+
 /* Wait until an element is used; it must be @head. */
 void wait_used(Balloon *b, int q, uint32_t head);
 
@@ -201,6 +206,9 @@ typedef struct Buffer {
 
 /* Add an element to the descriptor table, without making it available. */
 uint32_t add_element(Balloon *b, int q, const Buffer *buffers, int n);
+
+/* The buffer of an element that is not available yet is an indirect table. */
+void make_indirect(Balloon *b, int q, uint32_t head);
 
 /* Make an element available, and notify the device. */
 uint32_t submit_element(Balloon *b, int q, const Buffer *buffers, int n);
@@ -240,6 +248,9 @@ void set_balloon(Balloon *b, uint64_t value);
 
 /* Poll the driver's statistics; 0 to stop */
 void set_stats_interval(Balloon *b, int64_t seconds);
+
+/* Have the device return the buffer with statistics. */
+void poll_stats(Balloon *b);
 
 /* A member of balloon-counters, a property of the Rust implementation */
 uint64_t get_counter(Balloon *b, const char *name);

@@ -277,7 +277,7 @@ static uint32_t submit_table(Balloon *b, int q, Buffer table)
     QVirtQueue *vq = b->vq[q];
     uint32_t head = add_element(b, q, &table, 1);
 
-    qtest_writew(b->qts, vq->desc + 16 * head + 12, VRING_DESC_F_INDIRECT);
+    make_indirect(b, q, head);
     qvirtqueue_kick(b->qts, b->dev, vq, head);
     return head;
 }
@@ -968,8 +968,7 @@ static void busy_start(Busy *busy, const char *options, int queue)
     for (int i = 0; i < busy->n; i++) {
         busy->heads[i] = add_element(b, busy->q, &buffer, 1);
         if (queue == 2) {
-            qtest_writew(b->qts, b->vq[busy->q]->desc
-                         + 16 * busy->heads[i] + 12, VRING_DESC_F_INDIRECT);
+            make_indirect(b, busy->q, busy->heads[i]);
         }
     }
     make_available(b, busy->q, busy->heads, busy->n);

@@ -120,7 +120,7 @@ static void do_stop(Fault *f)
     stop_vm(f->busy.b);
     fault_none_left(f);
     if (rust_device) {
-        g_assert_cmpint(busy_used_idx(&f->busy), ==, f->busy.end);
+        g_assert_cmpint(used_idx(f->busy.b, f->busy.q), ==, f->busy.end);
     }
     continue_iothread(f->tid);
     continue_vm(f->busy.b);

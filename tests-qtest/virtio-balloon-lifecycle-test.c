@@ -470,7 +470,7 @@ static void test_kill_stopped(const void *data)
     stop_vm(b);
     if (rust_device && queue != STATS) {
         g_assert_cmpint(busy_in_flight(&busy), ==, 0);
-        g_assert_cmpint(busy_used_idx(&busy), <, busy.end);
+        g_assert_cmpint(used_idx(busy.b, busy.q), <, busy.end);
     }
     balloon_save(b, state_path);
     kill_qemu(b);
@@ -503,7 +503,7 @@ static void test_kill_running(const void *data)
         continue_vm(b);
     }
     balloon_save(b, state_path);
-    used = busy_used_idx(&busy);
+    used = used_idx(busy.b, busy.q);
     /* Each element names all pages. */
     busy.stale = used == busy.end && queue != STATS;
     continue_vm(b);
@@ -511,7 +511,7 @@ static void test_kill_running(const void *data)
         poll_stats(b);
     }
     if (used < busy.end) {
-        WAIT_FOR(busy_used_idx(&busy) > used);
+        WAIT_FOR(used_idx(busy.b, busy.q) > used);
     }
     /* These are not in the file. */
     set_balloon(b, VM_SIZE - PAGE);

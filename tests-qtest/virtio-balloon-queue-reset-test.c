@@ -45,14 +45,6 @@ static Buffer page_buffer(Balloon *b, int q, uint64_t page)
     return (Buffer) { put(b, &le, sizeof(le)), sizeof(le), false };
 }
 
-/* Have the device return the buffer with statistics. */
-static void poll_stats(Balloon *b)
-{
-    set_stats_interval(b, 1);
-    qtest_clock_step(b->qts, 3 * SECOND);
-    set_stats_interval(b, 0);
-}
-
 /* Check that a queue works. */
 static void use_queue(Balloon *b, int q)
 {
@@ -341,8 +333,7 @@ static void submit_work(Balloon *b, int q, const Work *w, int n)
     qvirtqueue_reset_pool(b->vq[q]);
     for (int i = 0; i < n; i++) {
         heads[i] = add_element(b, q, &table, 1);
-        qtest_writew(b->qts, b->vq[q]->desc + 16 * heads[i] + 12,
-                     VRING_DESC_F_INDIRECT);
+        make_indirect(b, q, heads[i]);
     }
     make_available(b, q, heads, n);
 }
@@ -525,38 +516,26 @@ static void test_hints(const void *data)
     restart_and_quit(b);
 }
 
-static const struct {
-    const char *name;
-    void (*fn)(const void *transport);
-} tests[] = {
-    { "queue-reset/idle", test_idle },
-    { "queue-reset/not-enabled", test_not_enabled },
-    { "queue-reset/bad-writes", test_bad_writes },
-    { "queue-reset/not-offered", test_not_offered },
-    { "queue-reset/msix", test_msix },
-    { "queue-reset/stats", test_stats },
-    { "queue-reset/migrate", test_migrate },
-    { "queue-reset/pages", test_pages },
-    { "queue-reset/other-queue", test_other_queue },
-    { "queue-reset/huge-pages", test_huge_pages },
-    { "queue-reset/huge-pages-on", test_huge_pages_on },
-    { "queue-reset/hints", test_hints },
+#define RESET BIT64(VIRTIO_F_RING_RESET)
+
+static const TransportTest tests[] = {
+    { "queue-reset/idle", test_idle, .features = RESET },
+    { "queue-reset/not-enabled", test_not_enabled, .features = RESET },
+    { "queue-reset/bad-writes", test_bad_writes, .features = RESET },
+    { "queue-reset/not-offered", test_not_offered, .features = RESET },
+    { "queue-reset/msix", test_msix, .features = RESET },
+    { "queue-reset/stats", test_stats, .features = RESET },
+    { "queue-reset/migrate", test_migrate, .features = RESET },
+    { "queue-reset/pages", test_pages, .features = RESET },
+    { "queue-reset/other-queue", test_other_queue, .features = RESET },
+    { "queue-reset/huge-pages", test_huge_pages, .features = RESET },
+    { "queue-reset/huge-pages-on", test_huge_pages_on, .features = RESET },
+    { "queue-reset/hints", test_hints, .features = RESET },
 };
 
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
-    for (const Transport *const *t = transports(); *t; t++) {
-        if (!((*t)->features & BIT64(VIRTIO_F_RING_RESET))) {
-            continue;
-        }
-        for (int i = 0; i < ARRAY_SIZE(tests); i++) {
-            g_autofree char *path =
-                g_strdup_printf("virtio-balloon/%s/%s",
-                                (*t)->name, tests[i].name);
-
-            qtest_add_data_func(path, *t, tests[i].fn);
-        }
-    }
+    add_transport_tests(tests, ARRAY_SIZE(tests));
     return g_test_run();
 }

@@ -27,12 +27,6 @@ bool is_enabled(Balloon *b, int q)
     return read_common(b, q, VIRTIO_PCI_COMMON_Q_ENABLE);
 }
 
-uint16_t used_idx(Balloon *b, int q)
-{
-    return qtest_readw(b->qts, b->vq[q]->used +
-                       offsetof(struct vring_used, idx));
-}
-
 void reset_queue(Balloon *b, int q)
 {
     write_common(b, q, VIRTIO_PCI_COMMON_Q_RESET, 1);

@@ -17,9 +17,6 @@ void write_common(Balloon *b, int q, uint64_t field, uint16_t value);
 
 bool is_enabled(Balloon *b, int q);
 
-/* The index of the used ring, which the driver may not have looked at */
-uint16_t used_idx(Balloon *b, int q);
-
 /* Reset a queue, and wait until the device says that it has done it. */
 void reset_queue(Balloon *b, int q);
 

@@ -15,7 +15,7 @@ use crate::{
     env::{remove, sha256_of, Env},
     hugepages::HugePages,
     llvm::Llvm,
-    run::shell_in,
+    run::{end_of, shell_in},
 };
 
 /// The file with the inputs
@@ -181,13 +181,12 @@ impl Fuzzer {
         .quiet()
         .ignore_status()
         .output()?;
-        let text = String::from_utf8_lossy(&output.stderr);
-        if !output.status.success() {
-            let lines: Vec<_> = text.lines().collect();
-            let end = lines[lines.len().saturating_sub(60)..].join("\n");
-            bail!("QEMU did with an input what it must not:\n{end}");
-        }
-        let edges = edges(&text);
+        ensure!(
+            output.status.success(),
+            "QEMU did with an input what it must not:\n{}",
+            end_of(&output.stderr)
+        );
+        let edges = edges(&String::from_utf8_lossy(&output.stderr));
         ensure!(edges.all > 0, "libFuzzer does not know code of the device");
         Ok(edges)
     }

@@ -24,6 +24,13 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(20);
 const UNKNOWN: &str = "  {spinner} {msg} ({elapsed})";
 const KNOWN: &str = "  {msg} [{bar:30}] {pos}/{len} ({elapsed})";
 
+/// The last lines of what a program has printed
+pub fn end_of(output: &[u8]) -> String {
+    let text = String::from_utf8_lossy(output);
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(60)..].join("\n")
+}
+
 /// A shell in a directory
 ///
 /// # Errors
@@ -121,9 +128,7 @@ impl Env {
 
         let status = status.with_context(|| format!("cannot run {name}"))?;
         if !status.success() {
-            let text = String::from_utf8_lossy(&fs::read(&log_path)?).into_owned();
-            let lines: Vec<_> = text.lines().collect();
-            let tail = lines[lines.len().saturating_sub(60)..].join("\n");
+            let tail = end_of(&fs::read(&log_path)?);
             bail!("{what} failed ({status}):\n{tail}");
         }
         Ok(())

@@ -349,8 +349,6 @@ mod tests {
         assert_eq!(insert(&mut h, 0, 4096), []);
     }
 
-    /// A discarded host page is remembered until it is populated, however many
-    /// attempts that takes.
     #[test]
     fn parts_are_forgotten() {
         let mut h = HostPages::new(8 * KIB).unwrap();
@@ -366,6 +364,8 @@ mod tests {
         assert_eq!(remove(&mut h, 20 * KIB, 4 * KIB), [(16 * KIB, 8 * KIB)]);
     }
 
+    /// A discarded host page is remembered until it is populated, however many
+    /// attempts that takes.
     #[test]
     fn discarded_until_populated() {
         let mut h = HostPages::new(2 * MIB).unwrap();
