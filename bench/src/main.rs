@@ -54,10 +54,16 @@ struct Cli {
 }
 
 impl Cli {
-    /// What is measured in turns
-    fn devices(&self) -> impl Iterator<Item = (Device, &PathBuf)> {
+    /// What is measured in turns; another begins in each repetition, as
+    /// the state of the host depends on what has run before
+    fn devices(&self, repetition: usize) -> Vec<(Device, &PathBuf)> {
         let upstream = self.upstream.iter().map(|path| (Device::Upstream, path));
-        upstream.chain([(Device::C, &self.a), (Device::Rust, &self.b)])
+        let mut devices: Vec<_> = upstream
+            .chain([(Device::C, &self.a), (Device::Rust, &self.b)])
+            .collect();
+        let count = devices.len();
+        devices.rotate_left(repetition % count);
+        devices
     }
 }
 

@@ -67,7 +67,7 @@ pub fn bench_rings(cli: &Cli, backing: Backing, rows: &mut Rows) -> Result<()> {
                     eprintln!("{}/{}: {}", rep + 1, cli.reps, name("inflate, deflate"));
                 }
                 let list = pfns(order, PAGES);
-                for (device, binary) in cli.devices() {
+                for (device, binary) in cli.devices(rep) {
                     let mut driver = start(binary, backing, device == Device::Rust)?;
                     driver.prepare_pfns(&list)?;
                     // The first round takes longer, because QEMU allocates its
@@ -145,7 +145,7 @@ pub fn bench_reporting(cli: &Cli, rows: &mut Rows) -> Result<()> {
             if !cli.quiet {
                 eprintln!("{}/{}: {}", rep + 1, reps, case.name);
             }
-            for (device, binary) in cli.devices() {
+            for (device, binary) in cli.devices(rep) {
                 let mut driver = Driver::start(binary, &[], ",free-page-reporting=on")?;
                 // See bench_rings()
                 driver.measure_rounds(REPORTING, &rounds, case.chain)?;
@@ -175,7 +175,7 @@ pub fn bench_guests(cli: &Cli, rows: &mut Rows) -> Result<()> {
                 }
                 let spread = Spread::new(gib);
                 let list = pfns(order, rings * PAGES);
-                for (device, binary) in cli.devices() {
+                for (device, binary) in cli.devices(rep) {
                     let both = inflate_and_deflate(binary, gib, &spread, &list)?;
                     for (way, ns) in ["inflate", "deflate"].into_iter().zip(both) {
                         let row = rows.entry(name(way)).or_default();

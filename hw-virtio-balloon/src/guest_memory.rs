@@ -334,6 +334,10 @@ pub struct DiscardBatch<'a> {
     section: Option<MemoryRegionSection>,
     /// Whether the section is RAM that the guest can write to
     is_ram: bool,
+    /// The size of its host pages, in bytes, see [`RamBlock::page_size`]
+    page_size: u64,
+    /// See [`is_cheap_to_discard`]
+    cheap: bool,
     /// Ranges to discard or to populate
     ranges: Vec<RAMBlockRange>,
     /// The host did not have enough memory for some of the ranges to populate.
@@ -354,6 +358,8 @@ impl<'a> DiscardBatch<'a> {
             remember,
             section: None,
             is_ram: false,
+            page_size: BALLOON_PAGE_SIZE,
+            cheap: false,
             ranges: Vec::new(),
             failed: false,
         }
@@ -372,12 +378,7 @@ impl<'a> DiscardBatch<'a> {
                 |s: &MemoryRegionSection| gpa >= s.address() && gpa - s.address() < s.size();
             if !self.section.as_ref().is_some_and(is_in) {
                 self.flush();
-                // Up to the end of the region, as the next run is probably in it, too
-                self.section = MemoryRegionSection::find(gpa, u64::MAX - gpa);
-                self.is_ram = self.section.as_ref().is_some_and(|section| {
-                    let region = section.region();
-                    region.is_ram() && !region.is_rom() && !region.is_romd()
-                });
+                self.find(gpa);
             }
             let Some(section) = &self.section else {
                 tally += Self::skip(gpa, end);
@@ -400,6 +401,21 @@ impl<'a> DiscardBatch<'a> {
             gpa = next.max(gpa + BALLOON_PAGE_SIZE);
         }
         tally
+    }
+
+    /// Look up the section at a guest-physical address, in bytes.
+    fn find(&mut self, gpa: u64) {
+        // Up to the end of the region, as the next run is probably in it, too
+        self.section = MemoryRegionSection::find(gpa, u64::MAX - gpa);
+        let Some(section) = &self.section else {
+            return;
+        };
+        let region = section.region();
+        self.is_ram = region.is_ram() && !region.is_rom() && !region.is_romd();
+        if let Some((block, _)) = section.ram_block() {
+            self.page_size = block.page_size();
+            self.cheap = is_cheap_to_discard(&block);
+        }
     }
 
     /// Guest-physical addresses, in bytes, at which there is no RAM
@@ -450,13 +466,12 @@ impl<'a> DiscardBatch<'a> {
             return tally;
         };
         let first = section_offset + (start - section.address());
-        let ranges = &mut self.ranges;
+        let (ranges, cheap) = (&mut self.ranges, self.cheap);
+        let pages = self.page_size / BALLOON_PAGE_SIZE;
 
         match self.direction {
             Direction::Inflate => {
-                let cheap = is_cheap_to_discard(&block);
                 let discarded = self.remember == Remember::Always && !self.inhibited;
-                let pages = block.page_size() / BALLOON_PAGE_SIZE;
                 let mut push = |offset, length| {
                     ranges.push(RAMBlockRange { offset, length });
                     budget.charge_range(length, cheap);
@@ -484,6 +499,7 @@ impl<'a> DiscardBatch<'a> {
             }
             // What was discarded is a hole, in which the host has nothing to read
             // ahead.  So unlike C, do not advise it of MADV_WILLNEED.
+            Direction::Deflate if pages <= 1 => {}
             Direction::Deflate => {
                 let mut push = |offset, length| {
                     ranges.push(RAMBlockRange { offset, length });
@@ -491,10 +507,7 @@ impl<'a> DiscardBatch<'a> {
                 };
                 self.memory
                     .with_host_pages(block.id(), |known| known.remove(first, len, &mut push));
-                if self.memory.arrived.get()
-                    && self.remember == Remember::Always
-                    && block.page_size() > BALLOON_PAGE_SIZE
-                {
+                if self.memory.arrived.get() && self.remember == Remember::Always {
                     push(first, len);
                 }
             }
