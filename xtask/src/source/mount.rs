@@ -3,9 +3,10 @@
 //! The files that are new in QEMU, and live in this checkout
 
 use std::{
-    fs,
+    fs::{self, File},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use anyhow::{Context, Result};
@@ -53,13 +54,15 @@ pub fn mounted_files(env: &Env) -> Result<Vec<(PathBuf, PathBuf)>> {
     Ok(files)
 }
 
-pub(super) fn replace_link(target: &Path, link: &Path) -> Result<()> {
+/// Returns whether the link has changed.
+pub(super) fn replace_link(target: &Path, link: &Path) -> Result<bool> {
     if fs::read_link(link).is_ok_and(|old| old == target) {
-        return Ok(());
+        return Ok(false);
     }
     remove(link)?;
     symlink(target, link)
-        .with_context(|| format!("cannot link {} to {}", link.display(), target.display()))
+        .with_context(|| format!("cannot link {} to {}", link.display(), target.display()))?;
+    Ok(true)
 }
 
 impl Source {
@@ -75,7 +78,12 @@ impl Source {
             } else {
                 from
             };
-            replace_link(&target, &dest)?;
+            if replace_link(&target, &dest)? && target.is_absolute() {
+                // Objects may have been made of the file of another checkout,
+                // after this one was changed.  Who cannot do this has not changed
+                // it.
+                let _ = File::open(&target)?.set_modified(SystemTime::now());
+            }
         }
         // Links to files that were removed or renamed meanwhile
         for (_, to) in MOUNTS {
