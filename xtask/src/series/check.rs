@@ -27,11 +27,12 @@ use crate::{
 
 /// How much is built
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Depth {
+pub enum Depth<'a> {
     /// Nothing
     Apply,
-    /// QEMU with each envelope and those that it builds on
-    Envelopes,
+    /// QEMU with each envelope and those that it builds on; if there are names,
+    /// only with these
+    Envelopes(&'a [String]),
     /// QEMU after each patch
     Patches,
 }
@@ -49,7 +50,7 @@ pub enum Depth {
 /// Fails if any of this is not so.
 pub fn check(
     env: &Env,
-    depth: Depth,
+    depth: Depth<'_>,
     mut run_qtests: impl FnMut(&Build, &[&str]) -> Result<()>,
 ) -> Result<()> {
     let source = Source::prepare(env, None)?;
@@ -91,20 +92,37 @@ pub fn check(
 
     match depth {
         Depth::Apply => {}
-        Depth::Envelopes => {
-            for (envelope, sequence) in sequences {
-                env.say(&format!("== {}", envelope.name));
-                let (bases, own) = sequence.split_at(sequence.len() - envelope.patches.len());
-                let mut stages = vec![own.to_vec()];
-                if !bases.is_empty() {
-                    stages.insert(0, bases.to_vec());
-                }
-                build_stages(env, &source, &stages, true, &mut run_qtests)?;
-            }
+        Depth::Envelopes(names) => {
+            // An unknown name is an error.
+            choose(&all, names)?;
+            sequences.retain(|(envelope, _)| names.is_empty() || names.contains(&envelope.name));
+            let stages: Vec<_> = sequences
+                .iter()
+                .map(|(envelope, sequence)| {
+                    let (bases, own) = sequence.split_at(sequence.len() - envelope.patches.len());
+                    Stage {
+                        name: envelope.name.clone(),
+                        bases: Some(bases),
+                        own,
+                    }
+                })
+                .collect();
+            build_stages(env, &source, &stages, &mut run_qtests)?;
         }
         Depth::Patches => {
-            let stages: Vec<_> = patches.into_iter().map(|patch| vec![patch]).collect();
-            build_stages(env, &source, &stages, false, &mut run_qtests)?;
+            let stages: Vec<_> = patches
+                .iter()
+                .map(|patch| Stage {
+                    name: patch
+                        .file_name()
+                        .unwrap_or_default()
+                        .to_string_lossy()
+                        .into(),
+                    bases: None,
+                    own: from_ref(patch),
+                })
+                .collect();
+            build_stages(env, &source, &stages, &mut run_qtests)?;
         }
     }
     Ok(())
@@ -150,12 +168,38 @@ fn check_result(
             "{file} is changed in the tree, but not by the series"
         );
     }
+    check_kconfig(inner)?;
     for (_, to) in mounted_files(env)? {
         let exists = fs::symlink_metadata(scratch.join(&to)).is_ok();
         ensure!(exists, "{} is missing", to.display());
     }
     let added = cmd!(inner, "git diff --name-only --diff-filter=A pristine HEAD").read_quiet()?;
     Ok(added.lines().map(str::to_owned).collect())
+}
+
+/// Check that either device can be built in a QEMU with Rust.
+fn check_kconfig(tree: &Shell) -> Result<()> {
+    const C: &str = "CONFIG_VIRTIO_BALLOON_C=y";
+    const RUST: &str = "CONFIG_X_VIRTIO_BALLOON_RUST=y";
+    for (devices, host, expected) in [
+        ("", "CONFIG_HAVE_RUST=n", C),
+        ("", "CONFIG_HAVE_RUST=y", RUST),
+        (C, "CONFIG_HAVE_RUST=y", C),
+    ] {
+        tree.write_file("xtask.mak", format!("CONFIG_PCI_DEVICES=y\n{devices}\n"))?;
+        let config = cmd!(
+            tree,
+            "python3 scripts/minikconf.py --defconfig xtask.out xtask.d xtask.mak Kconfig
+             CONFIG_LINUX=y CONFIG_FDT=y CONFIG_TCG=y CONFIG_X86_64=y {host}"
+        )
+        .read_quiet()?;
+        let chosen: Vec<_> = config.lines().filter(|l| [C, RUST].contains(l)).collect();
+        ensure!(
+            chosen == [expected],
+            "with {host} and \"{devices}\", QEMU is built with {chosen:?}"
+        );
+    }
+    Ok(())
 }
 
 /// Check that `MAINTAINERS` has an entry for each new file, apart from those
@@ -181,14 +225,23 @@ fn check_maintainers(sh: &Shell, files: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Apply patches to the pristine source in stages.  After each stage, or only
-/// after the last one, build QEMU with and without Rust, and run the qtests that
-/// are new.
+/// A tree that is built
+struct Stage<'a> {
+    /// For what is told to the user
+    name: String,
+    /// If there are any, the tree is the pristine source with these patches and
+    /// then `own`; otherwise, it is that of the last stage with `own`.
+    bases: Option<&'a [PathBuf]>,
+    /// The patches whose tests are run
+    own: &'a [PathBuf],
+}
+
+/// Build QEMU with and without Rust in each stage, and run the qtests that are
+/// new.  Only what has changed is built again.
 fn build_stages(
     env: &Env,
     source: &Source,
-    stages: &[Vec<PathBuf>],
-    only_last: bool,
+    stages: &[Stage<'_>],
     run_qtests: &mut impl FnMut(&Build, &[&str]) -> Result<()>,
 ) -> Result<()> {
     env.need_space(8)?;
@@ -198,16 +251,22 @@ fn build_stages(
     let result = (|| {
         let tree = source.pristine_worktree(env, root.path())?;
         let sh = tree.git()?;
+        let head = || cmd!(sh, "git rev-parse HEAD").read_quiet();
+        let am = |patches: &[PathBuf]| match patches {
+            [] => Ok(()),
+            patches => cmd!(sh, "git am -q --keep-cr {patches...}").run_quiet(),
+        };
+        let pristine = head()?;
         let mut builds = Vec::new();
-        for (i, patches) in stages.iter().enumerate() {
-            let last = patches.last().and_then(|patch| patch.file_name());
-            let name = last.unwrap_or_default().to_string_lossy();
+        for (i, Stage { name, bases, own }) in stages.iter().enumerate() {
             env.say(&format!("stage {} of {}: {name}", i + 1, stages.len()));
-            let before = cmd!(sh, "git rev-parse HEAD").read_quiet()?;
-            cmd!(sh, "git am -q --keep-cr {patches...}").run_quiet()?;
-            if only_last && i + 1 < stages.len() {
-                continue;
+            let last = head()?;
+            if let Some(bases) = bases {
+                cmd!(sh, "git reset -q --hard {pristine}").run_quiet()?;
+                am(bases)?;
             }
+            let before = head()?;
+            am(own)?;
             if builds.is_empty() {
                 for device in [Device::C, Device::Rust] {
                     let tree = tree.clone();
@@ -220,7 +279,7 @@ fn build_stages(
                     )?);
                 }
             }
-            let changed = cmd!(sh, "git diff --name-only {before} HEAD").read_quiet()?;
+            let changed = cmd!(sh, "git diff --name-only {last} HEAD").read_quiet()?;
             let added =
                 cmd!(sh, "git diff --name-only --diff-filter=A {before} HEAD").read_quiet()?;
             for build in &builds {

@@ -120,9 +120,17 @@ pub struct Options {
     /// that are new, for series
     #[arg(long)]
     each: bool,
-    /// The same for each envelope, with those that it builds on, for series
-    #[arg(long, conflicts_with = "each")]
-    envelopes: bool,
+    /// The same for each envelope, or for some, with those that they build on,
+    /// for series
+    #[arg(
+        long,
+        conflicts_with = "each",
+        value_name = "NAME,...",
+        num_args = 0..,
+        require_equals = true,
+        value_delimiter = ','
+    )]
+    envelopes: Option<Vec<String>>,
 }
 
 fn parse_seed(text: &str) -> Result<String> {
@@ -222,12 +230,10 @@ pub fn run(env: &Env, suites: &[Suite], options: &Options) -> Result<ExitCode> {
 
 /// Check the exported patches.
 fn check_series(env: &Env, options: &Options) -> Result<Count> {
-    let depth = if options.each {
-        Depth::Patches
-    } else if options.envelopes {
-        Depth::Envelopes
-    } else {
-        Depth::Apply
+    let depth = match &options.envelopes {
+        Some(names) => Depth::Envelopes(names),
+        None if options.each => Depth::Patches,
+        None => Depth::Apply,
     };
     let mut count = Count::from(true);
     series::check(env, depth, |build, programs| {

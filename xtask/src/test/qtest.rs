@@ -54,6 +54,7 @@ pub fn balloon_tests(device: Device, target: Target) -> Vec<&'static str> {
 /// any for the target
 const QTESTS: &[&str] = &[
     "hpet-test",
+    "migration-discard-test",
     "migration-holes-test",
     "virtio-ring-test",
     "qos-test",
