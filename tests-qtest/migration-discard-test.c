@@ -28,7 +28,7 @@
 typedef struct Case {
     const char *path;
     uint64_t start, length;
-    /* What the error is about: the stream ends with a command that is unknown */
+    /* What the error is about: the last command of the stream is unknown */
     const char *error;
 } Case;
 

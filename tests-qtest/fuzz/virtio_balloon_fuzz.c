@@ -9,16 +9,21 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/error-report.h"
 #include "qemu/madvise.h"
 #include "qemu/main-loop.h"
+#include "qemu/memfd.h"
 #include "qemu/rcu.h"
 #include "qapi/error.h"
 #include "qapi/qapi-commands-machine.h"
 #include "qapi/qapi-commands-migration.h"
+#include "qapi/qapi-commands-misc.h"
 #include "qobject/qobject.h"
 #include "qom/object.h"
 #include "qom/qom-qobject.h"
 #include "hw/pci/pci.h"
+#include "hw/pci/pci_bus.h"
+#include "hw/pci/pci_device.h"
 #include "hw/core/qdev.h"
 #include "hw/virtio/virtio-pci.h"
 #include "io/channel-buffer.h"
@@ -38,6 +43,10 @@
 #define PAGE_BITS       12
 #define RAM_MB          64
 #define RAM_PAGES       (RAM_MB << (20 - PAGE_BITS))
+
+/* The host bridge, and its registers that map RAM or ROM below 1 MiB */
+#define HOST_BRIDGE     PCI_DEVFN(0, 0)
+#define PAM             0x58
 
 /* The slot of the device, and where its BARs are */
 #define DEVFN           PCI_DEVFN(4, 0)
@@ -130,20 +139,20 @@ static void set_bool(Fuzz *f, const char *name, bool value)
     }
 }
 
-static void pci_config_write(Fuzz *f, uint8_t reg, uint32_t value)
+static void pci_config_write(Fuzz *f, int devfn, uint8_t reg, uint32_t value)
 {
-    qtest_outl(f->s, 0xcf8, 0x80000000 | DEVFN << 8 | (reg & ~3));
+    qtest_outl(f->s, 0xcf8, 0x80000000 | devfn << 8 | (reg & ~3));
     qtest_outl(f->s, 0xcfc, value);
 }
 
 static void set_bars(Fuzz *f)
 {
-    pci_config_write(f, PCI_BASE_ADDRESS_0, LEGACY);
-    pci_config_write(f, PCI_BASE_ADDRESS_1, MSIX);
-    pci_config_write(f, PCI_BASE_ADDRESS_4, MODERN);
-    pci_config_write(f, PCI_BASE_ADDRESS_5, 0);
-    pci_config_write(f, PCI_COMMAND, PCI_COMMAND_IO | PCI_COMMAND_MEMORY |
-                     PCI_COMMAND_MASTER);
+    pci_config_write(f, DEVFN, PCI_BASE_ADDRESS_0, LEGACY);
+    pci_config_write(f, DEVFN, PCI_BASE_ADDRESS_1, MSIX);
+    pci_config_write(f, DEVFN, PCI_BASE_ADDRESS_4, MODERN);
+    pci_config_write(f, DEVFN, PCI_BASE_ADDRESS_5, 0);
+    pci_config_write(f, DEVFN, PCI_COMMAND, PCI_COMMAND_IO |
+                     PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
 }
 
 static void plug(Fuzz *f)
@@ -638,9 +647,26 @@ static void set_discard_disabled(Fuzz *f, bool disabled)
 
 static void start_migration(Fuzz *f)
 {
-    qmp_migrate("file:/dev/null", false, NULL, false, false, false, false,
-                NULL);
+    static char *uri;
+    Error *err = NULL;
+
+    if (migration_is_running()) {
+        return;
+    }
+    if (!uri) {
+        uri = g_strdup_printf("file:/proc/self/fd/%d",
+                              qemu_memfd_create("stream", 0, false, 0, 0,
+                                                &error_abort));
+    }
     /* It is limited to so few bytes in a second that it does not end. */
+    qmp_migrate(uri, false, NULL, false, false, false, false, &err);
+    /* There are states of the VM in which it cannot be migrated. */
+    if (err && runstate_is_running()) {
+        error_report_err(err);
+        abort();
+    }
+    error_free(err);
+    /* If the device is to get a request for hints, this is enough. */
     for (int i = 0; i < 20 && migration_is_running(); i++) {
         let_others_run(f, 100);
     }
@@ -651,7 +677,8 @@ static void cancel_migration(Fuzz *f)
     if (migration_is_running()) {
         qmp_migrate_cancel(NULL);
     }
-    while (migration_is_running()) {
+    /* If it has ended by itself, the VM stops after that. */
+    while (migration_is_running() || runstate_check(RUN_STATE_FINISH_MIGRATE)) {
         let_others_run(f, 100);
     }
     flush_events(f->s);
@@ -680,10 +707,10 @@ static void run_vm(bool run)
     if (qemu_vmstop_requested(&state)) {
         vm_stop(state);
     }
-    if (run && !runstate_is_running()) {
-        vm_start();
-    } else if (!run && runstate_is_running()) {
-        vm_stop(RUN_STATE_PAUSED);
+    if (run) {
+        qmp_cont(NULL);
+    } else {
+        qmp_stop(NULL);
     }
 }
 
@@ -693,8 +720,9 @@ static void save_and_load(Fuzz *f, uint16_t at, uint8_t change)
     VirtIODevice *vdev = virtio_bus_get_device(&VIRTIO_PCI(f->dev)->bus);
     const VMStateDescription *vmsd = qdev_get_vmsd(DEVICE(vdev));
     QIOChannelBuffer *bioc = qio_channel_buffer_new(0x1000);
-    bool running = runstate_is_running();
-    QEMUFile *file;
+    PCIBus *pci_bus = pci_get_bus(PCI_DEVICE(f->dev));
+    bool running = runstate_is_running(), loaded;
+    QEMUFile *file, *input;
 
     cancel_migration(f);
     run_vm(false);
@@ -704,14 +732,23 @@ static void save_and_load(Fuzz *f, uint16_t at, uint8_t change)
     if (change) {
         bioc->data[at % bioc->usage] ^= change;
     }
+    /* What looks for another subsection must not meet the end. */
+    qemu_put_buffer(file, (const uint8_t[512]) {}, 512);
+    qemu_fflush(file);
     qio_channel_io_seek(QIO_CHANNEL(bioc), 0, SEEK_SET, &error_abort);
     device_cold_reset(f->dev);
-    qemu_fclose(file);
-    file = qemu_file_new_input(QIO_CHANNEL(bioc));
-    if (vmstate_load_state(file, vmsd, vdev, vmsd->version_id, NULL) < 0) {
+    input = qemu_file_new_input(QIO_CHANNEL(bioc));
+    /* It is refused if the input has damaged it, or the rings. */
+    loaded = vmstate_load_state(input, vmsd, vdev, vmsd->version_id, NULL) >= 0;
+    /* The bus, which is not migrated here, counts the interrupts. */
+    PCI_DEVICE(f->dev)->irq_state = 0;
+    memset(pci_bus->irq_count, 0, pci_bus->nirq * sizeof(*pci_bus->irq_count));
+    if (!loaded) {
         device_cold_reset(f->dev);
     }
+    /* This closes the channel, and what is in it is lost. */
     qemu_fclose(file);
+    qemu_fclose(input);
     object_unref(OBJECT(bioc));
     run_vm(running);
 }
@@ -796,8 +833,10 @@ static void operation(Fuzz *f)
         run_vm(take8(f) & 1);
         break;
     case 19:
+        arg = take8(f);
         object_property_set_int(OBJECT(f->dev), "guest-stats-polling-interval",
-                                take8(f), NULL);
+                                arg < 0xc0 ? arg : (arg - 0xe0) * (1LL << 32),
+                                NULL);
         break;
     case 20:
         if (op & 0x80) {
@@ -840,9 +879,13 @@ static void operation(Fuzz *f)
         no_memory = arg & 2;
         break;
     case 30:
-        /* The window to the BARs in the configuration space of PCI */
+        /* What is mapped, or the window to the BARs */
         arg = take8(f);
-        pci_config_write(f, MAX(arg, 0x40), take32(f));
+        if (arg < 0x40) {
+            pci_config_write(f, HOST_BRIDGE, PAM + (arg & 4), take32(f));
+        } else {
+            pci_config_write(f, DEVFN, arg, take32(f));
+        }
         break;
     case 31:
         qemu_system_reset(SHUTDOWN_CAUSE_GUEST_RESET);
@@ -890,6 +933,8 @@ static void virtio_balloon_fuzz(QTestState *s, const unsigned char *data,
     set_discard_disabled(&f, false);
     no_memory = false;
     run_vm(true);
+    pci_config_write(&f, HOST_BRIDGE, PAM, 0);
+    pci_config_write(&f, HOST_BRIDGE, PAM + 4, 0);
     set_bars(&f);
     check_that_it_works(&f);
     unplug(&f);

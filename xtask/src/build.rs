@@ -121,7 +121,7 @@ enum Kind {
     /// Tests: it has only what they need
     Minimal,
     /// The same with `AddressSanitizer` and `UndefinedBehaviorSanitizer`, and
-    /// what a fuzzer needs, by this compiler
+    /// what a fuzzer needs, by this compiler; lines and branches are counted, too
     Sanitized { cc: String },
     /// Tests, while the executed lines and branches of Rust code are counted
     Coverage,
@@ -224,9 +224,14 @@ impl Build {
     /// # Errors
     ///
     /// Fails if a step does; the next call resumes.
-    pub fn prepare_sanitized(env: &Env, device: Device, target: Target) -> Result<Self> {
+    pub fn prepare_sanitized(
+        env: &Env,
+        llvm: &Llvm,
+        device: Device,
+        target: Target,
+    ) -> Result<Self> {
         let source = Source::prepare(env, None)?;
-        let cc = Llvm::provide(env)?.program("clang");
+        let cc = llvm.program("clang");
         let kind = Kind::Sanitized { cc };
         Self::new(env, &env.cache, source, device, target, kind)?.configure_if_needed(env)
     }
@@ -347,16 +352,20 @@ impl Build {
             }
             .to_owned(),
         ];
+        let coverage = format!("-Drust_args={}", COVERAGE.join(" "));
         let mut add = |options: &[&str]| args.extend(options.iter().map(ToString::to_string));
         match &self.kind {
             Kind::Minimal => add(&MINIMAL),
             Kind::Sanitized { .. } => {
                 add(&MINIMAL);
                 add(&["--enable-asan", "--enable-ubsan", "--enable-fuzzing"]);
+                if self.device == Device::Rust {
+                    add(&[&coverage]);
+                }
             }
             Kind::Coverage => {
                 add(&MINIMAL);
-                add(&[&format!("-Drust_args={}", COVERAGE.join(" "))]);
+                add(&[&coverage]);
             }
             Kind::Full(_) => {}
         }

@@ -15,6 +15,7 @@ use crate::{
     env::{remove, sha256_of, Env},
     hugepages::HugePages,
     llvm::Llvm,
+    profile::{figures, Figures, NO_PROFILE, PROFILE, TOTAL},
     run::{end_of, shell_in},
 };
 
@@ -39,9 +40,6 @@ const ALWAYS: [&str; 4] = [
 /// Huge pages for a part of the guest's memory, for each process
 const HUGE_PAGES: u64 = 12;
 
-/// The code whose edges are counted
-const OURS: [&str; 2] = ["/rust/hw/virtio/balloon/", "/rust/virtio/src/"];
-
 /// A build for fuzzing, and a directory with inputs
 pub struct Fuzzer {
     program: PathBuf,
@@ -50,14 +48,8 @@ pub struct Fuzzer {
     corpus: PathBuf,
     findings: PathBuf,
     jobs: usize,
+    llvm: Llvm,
     _pages: HugePages,
-}
-
-/// Control flow edges of the device and of its bindings
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Edges {
-    pub taken: u64,
-    pub all: u64,
 }
 
 impl Fuzzer {
@@ -67,7 +59,8 @@ impl Fuzzer {
     ///
     /// Fails if it cannot be built.
     pub fn prepare(env: &Env, device: Device) -> Result<Self> {
-        let build = Build::prepare_sanitized(env, device, Target::X86_64)?;
+        let llvm = Llvm::provide(env)?;
+        let build = Build::prepare_sanitized(env, &llvm, device, Target::X86_64)?;
         build.build_program(env, PROGRAM.to_owned())?;
         let dir = env.cache.join(format!("fuzz-{}", device.name()));
         let (corpus, findings) = (dir.join("corpus"), dir.join("findings"));
@@ -78,8 +71,9 @@ impl Fuzzer {
             fs::write(corpus.join(sha256_of(&[&input])), input)?;
         }
 
-        let symbolizer = Llvm::provide(env)?.symbolizer();
+        let symbolizer = llvm.symbolizer();
         let sh = shell_in(&dir)?;
+        sh.set_var(NO_PROFILE.0, NO_PROFILE.1);
         sh.set_var(
             "ASAN_OPTIONS",
             format!("detect_leaks=0:allocator_may_return_null=1:{symbolizer}"),
@@ -95,6 +89,7 @@ impl Fuzzer {
             corpus,
             findings,
             jobs,
+            llvm,
             _pages: HugePages::reserve(env, HUGE_PAGES * (jobs as u64 + 1)),
         })
     }
@@ -165,30 +160,38 @@ impl Fuzzer {
         )
     }
 
-    /// Run all inputs once, and count the edges that they take.
+    /// Run all inputs once.
     ///
     /// # Errors
     ///
     /// Fails if QEMU does with an input what it must not.
-    pub fn edges(&self, env: &Env) -> Result<Edges> {
+    pub fn replay(&self, env: &Env) -> Result<()> {
         env.say("running the inputs of the fuzzer");
         let (program, corpus) = (&self.program, &self.corpus);
-        // It is on standard error.
-        let output = cmd!(
-            self.sh,
-            "{program} {TARGET} {ALWAYS...} -runs=0 -print_coverage=1 {corpus}"
-        )
-        .quiet()
-        .ignore_status()
-        .output()?;
+        // What libFuzzer says is on standard error.
+        let output = cmd!(self.sh, "{program} {TARGET} {ALWAYS...} -runs=0 {corpus}")
+            .env(PROFILE, self.sh.current_dir().join("inputs.profraw"))
+            .quiet()
+            .ignore_status()
+            .output()?;
         ensure!(
             output.status.success(),
             "QEMU did with an input what it must not:\n{}",
             end_of(&output.stderr)
         );
-        let edges = edges(&String::from_utf8_lossy(&output.stderr));
-        ensure!(edges.all > 0, "libFuzzer does not know code of the device");
-        Ok(edges)
+        Ok(())
+    }
+
+    /// How much of the Rust device and of its bindings the inputs have executed
+    /// in [`Self::replay`]
+    ///
+    /// # Errors
+    ///
+    /// Fails if they were not counted.
+    pub fn figures(&self) -> Result<Figures> {
+        let program = self.program.display().to_string();
+        let mut table = figures(&self.llvm, &self.sh.current_dir(), &[program])?;
+        table.remove(TOTAL).context("llvm-cov has no sum")
     }
 
     /// Write the inputs to the repository.
@@ -213,13 +216,10 @@ pub fn fuzz(env: &Env, device: Device, minutes: u64, save: bool) -> Result<()> {
     fuzzer.minimize(env)?;
     println!("{executions}");
     let inputs = fuzzer.sh.read_dir(&fuzzer.corpus)?.len();
+    fuzzer.replay(env)?;
     match device {
         Device::Rust => {
-            let Edges { taken, all } = fuzzer.edges(env)?;
-            println!(
-                "{inputs} inputs take {taken} of {all} edges of the device and its bindings, {} %",
-                100 * taken / all
-            );
+            println!("{inputs} inputs {}", describe(&fuzzer.figures()?));
         }
         Device::C => println!("{inputs} inputs"),
     }
@@ -239,20 +239,14 @@ fn executed(log: &str) -> Option<u64> {
         .ok()
 }
 
-/// The edges in what `-print_coverage=1` prints: lines like `COVERED_FUNC:
-/// hits: 1 edges: 2/3 NAME FILE:LINE`
-fn edges(output: &str) -> Edges {
-    let ours = output.lines().filter_map(|line| {
-        let (_, rest) = line.split_once("COVERED_FUNC: ")?;
-        let (_, rest) = rest.split_once("edges: ")?;
-        OURS.iter().any(|dir| rest.contains(dir)).then_some(())?;
-        let (taken, all) = rest.split(' ').next()?.split_once('/')?;
-        Some((taken.parse::<u64>().ok()?, all.parse::<u64>().ok()?))
-    });
-    ours.fold(Edges::default(), |sum, (taken, all)| Edges {
-        taken: sum.taken + taken,
-        all: sum.all + all,
-    })
+/// What inputs do
+pub fn describe(Figures { lines, branches }: &Figures) -> String {
+    format!(
+        "execute {:.1} % of the lines of the device and of its bindings, and take {:.1} % of the \
+         branches",
+        lines.percent(),
+        branches.percent()
+    )
 }
 
 /// The inputs in a text
@@ -306,11 +300,6 @@ mod tests {
         let log = "Done 7 runs in 1 second(s)\nstat::number_of_executed_units: 7\n";
         assert_eq!(executed(log), Some(7));
         assert_eq!(executed(""), None);
-        let output = "COVERED_FUNC: hits: 5 edges: 2/6 a::b /q/rust/virtio/src/a.rs:3\n  \
-                      UNCOVERED_PC: /q/x.c:1\n\
-                      UNCOVERED_FUNC: hits: 0 edges: 0/4 c /q/rust/hw/virtio/balloon/src/c.rs:1\n\
-                      COVERED_FUNC: hits: 1 edges: 1/1 d /q/rust/qom/src/d.rs:1\n";
-        assert_eq!(edges(output), Edges { taken: 2, all: 10 });
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod hugepages;
 mod install;
 mod llvm;
 mod preflight;
+mod profile;
 mod run;
 mod series;
 mod source;

@@ -43,7 +43,7 @@ pub enum Depth<'a> {
 /// patches.
 ///
 /// What is built is built with and without Rust, and `run_qtests` is called with
-/// the build and the programs of qtests that are new.
+/// the build and the programs of qtests that are new or changed.
 ///
 /// # Errors
 ///
@@ -75,14 +75,17 @@ pub fn check(
         for Envelope { patches: range, .. } in choose(&all, from_ref(&envelope.name))? {
             sequence.extend_from_slice(&patches[range.clone()]);
         }
-        in_worktree(&sh, &scratch, "pristine", |inner| {
-            let sequence = &sequence;
-            cmd!(inner, "git am -q {sequence...}")
-                .run_quiet()
-                .with_context(|| format!("{} does not apply", envelope.name))
-        })?;
         sequences.push((envelope, sequence));
     }
+    in_worktree(&sh, &scratch, "pristine", |inner| {
+        for (envelope, sequence) in &sequences {
+            cmd!(inner, "git reset -q --hard pristine").run_quiet()?;
+            cmd!(inner, "git am -q {sequence...}")
+                .run_quiet()
+                .with_context(|| format!("{} does not apply", envelope.name))?;
+        }
+        Ok(())
+    })?;
     println!(
         "the {} patches of the series apply and result in the same tree, and each of the {} \
          envelopes applies with those that it builds on",
@@ -237,7 +240,7 @@ struct Stage<'a> {
 }
 
 /// Build QEMU with and without Rust in each stage, and run the qtests that are
-/// new.  Only what has changed is built again.
+/// new or changed.  Only what has changed is built again.
 fn build_stages(
     env: &Env,
     source: &Source,
@@ -280,8 +283,8 @@ fn build_stages(
                 }
             }
             let changed = cmd!(sh, "git diff --name-only {last} HEAD").read_quiet()?;
-            let added =
-                cmd!(sh, "git diff --name-only --diff-filter=A {before} HEAD").read_quiet()?;
+            let files =
+                cmd!(sh, "git diff --name-only --diff-filter=AM {before} HEAD").read_quiet()?;
             for build in &builds {
                 if changed.contains("rust/qemu-macros/") {
                     build.forget_crates()?;
@@ -293,7 +296,7 @@ fn build_stages(
                     };
                     format!("QEMU cannot be built {how} Rust after {name}")
                 })?;
-                run_qtests(build, &new_qtests(&added))?;
+                run_qtests(build, &qtests_among(&files))?;
             }
         }
         Ok(())
@@ -304,12 +307,20 @@ fn build_stages(
     result
 }
 
-/// The programs of qtests among new files
-fn new_qtests(files: &str) -> Vec<&str> {
+/// The programs of qtests among files
+fn qtests_among(files: &str) -> Vec<&str> {
     files
         .lines()
         .filter_map(|file| file.strip_prefix("tests/qtest/")?.strip_suffix(".c"))
         .filter(|name| name.ends_with("-test"))
+        // Those for all machines that libqos knows are linked into one program.
+        .map(|name| {
+            if name.ends_with("-qos-test") {
+                "qos-test"
+            } else {
+                name
+            }
+        })
         .collect()
 }
 
@@ -319,7 +330,8 @@ mod tests {
 
     #[test]
     fn qtests_among_files() {
-        let files = "tests/qtest/a-test.c\ntests/qtest/b.c\ntests/unit/c-test.c\ndocs/d.rst";
-        assert_eq!(new_qtests(files), ["a-test"]);
+        let files = "tests/qtest/a-test.c\ntests/qtest/b.c\ntests/unit/c-test.c\ndocs/d.rst\n\
+                     tests/qtest/e-qos-test.c";
+        assert_eq!(qtests_among(files), ["a-test", "qos-test"]);
     }
 }

@@ -6,8 +6,7 @@
 
 use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 
-use anyhow::{ensure, Context, Result};
-use serde::Deserialize;
+use anyhow::{Context, Result};
 use xshell::cmd;
 
 use super::{
@@ -20,6 +19,7 @@ use crate::{
     env::{remove, Env},
     hugepages::HugePages,
     llvm::Llvm,
+    profile::{figures, Figures, Ratio, Table, TOTAL},
     run::{shell_in, RunQuiet},
 };
 
@@ -31,84 +31,6 @@ const DOCUMENT: &str = "docs/security.md";
 
 /// By how many per cent a figure may fall
 const TOLERANCE: f64 = 0.5;
-
-/// Directories in QEMU's tree that are measured, and where they are in this
-/// repository
-const MEASURED: [(&str, &str); 2] = [
-    ("rust/hw/virtio/balloon/", "hw-virtio-balloon/"),
-    ("rust/virtio/", "rust/virtio/"),
-];
-
-/// What llvm-cov exports
-#[derive(Deserialize)]
-struct Export {
-    data: Vec<Data>,
-}
-
-#[derive(Deserialize)]
-struct Data {
-    files: Vec<File>,
-}
-
-#[derive(Deserialize)]
-struct File {
-    filename: String,
-    summary: Figures,
-}
-
-/// How much of a file is executed
-#[derive(Clone, Copy, Default, Deserialize)]
-struct Figures {
-    lines: Ratio,
-    branches: Ratio,
-}
-
-#[derive(Clone, Copy, Default, Deserialize)]
-struct Ratio {
-    count: u64,
-    covered: u64,
-}
-
-impl Ratio {
-    fn percent(self) -> f64 {
-        if self.count == 0 {
-            return 100.0;
-        }
-        100.0 * self.covered as f64 / self.count as f64
-    }
-
-    fn add(&mut self, other: Self) {
-        self.count += other.count;
-        self.covered += other.covered;
-    }
-}
-
-/// Figures by file, and of everything
-type Table = BTreeMap<String, Figures>;
-
-/// The name of the row with the sum
-const TOTAL: &str = "all";
-
-/// The figures of the files that are measured, and their sum.
-fn table(export: Export) -> Table {
-    let mut table = Table::new();
-    let mut total = Figures::default();
-    for file in export.data.into_iter().flat_map(|data| data.files) {
-        let name = MEASURED.iter().find_map(|(dir, ours)| {
-            let (_, rest) = file.filename.split_once(dir)?;
-            Some(format!("{ours}{rest}"))
-        });
-        if let Some(name) = name {
-            total.lines.add(file.summary.lines);
-            total.branches.add(file.summary.branches);
-            // If the paths of two programs differ, the same file is there twice.
-            let old = table.insert(name.clone(), file.summary);
-            assert!(old.is_none(), "{name} is there twice");
-        }
-    }
-    table.insert(TOTAL.to_owned(), total);
-    table
-}
 
 fn print(table: &Table) -> String {
     let mut text = "| file | lines | of them executed, % | branches | of them taken, % |\n\
@@ -226,23 +148,9 @@ pub fn coverage(env: &Env, seed: &str) -> Result<Count> {
     count += compare(env, [&c, &build], OPS, seed, &vars)?;
     let programs = models(env, &build, &profile)?;
 
-    let sh = shell_in(&dir)?;
-    let raw = sh.read_dir(&dir)?;
-    let (profdata, cov) = (llvm.program("llvm-profdata"), llvm.program("llvm-cov"));
-    cmd!(sh, "{profdata} merge -sparse {raw...} -o all.profdata").read_quiet()?;
-    let qemu = build.qemu();
-    let objects = programs.iter().flat_map(|program| ["-object", program]);
-    let export = cmd!(
-        sh,
-        "{cov} export -summary-only -instr-profile all.profdata {qemu} {objects...}"
-    )
-    .read_quiet()?;
-    let table = table(serde_json::from_str(&export)?);
-    ensure!(
-        table.len() > 20,
-        "llvm-cov has exported {} files",
-        table.len()
-    );
+    let mut objects = vec![build.qemu().display().to_string()];
+    objects.extend(programs);
+    let table = figures(&llvm, &dir, &objects)?;
     println!("{}", print(&table));
 
     let document = fs::read_to_string(env.repo.join(DOCUMENT))
@@ -258,22 +166,11 @@ pub fn coverage(env: &Env, seed: &str) -> Result<Count> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const EXPORT: &str = r#"{ "data": [ { "files": [
-        { "filename": "/x/rust/hw/virtio/balloon/src/a.rs",
-          "summary": { "lines": { "count": 200, "covered": 150 },
-                       "branches": { "count": 0, "covered": 0 } } },
-        { "filename": "../rust/virtio/src/b.rs",
-          "summary": { "lines": { "count": 200, "covered": 50 },
-                       "branches": { "count": 4, "covered": 1 } } },
-        { "filename": "/x/rust/qom/src/c.rs",
-          "summary": { "lines": { "count": 9, "covered": 9 },
-                       "branches": { "count": 9, "covered": 9 } } } ] } ] }"#;
+    use crate::profile::tests::example;
 
     #[test]
     fn what_is_printed_is_read() {
-        let table = table(serde_json::from_str(EXPORT).unwrap());
-        assert_eq!(table.len(), 3);
+        let table = example();
         let read = documented(&print(&table));
         assert_eq!(read["hw-virtio-balloon/src/a.rs"], [75.0, 100.0]);
         assert_eq!(read["rust/virtio/src/b.rs"], [25.0, 25.0]);

@@ -117,7 +117,7 @@ pub struct Options {
     #[arg(long, default_value = install::DEFAULT_PREFIX)]
     prefix: PathBuf,
     /// Build QEMU after each patch, with and without Rust, and run the qtests
-    /// that are new, for series
+    /// that are new or changed, for series
     #[arg(long)]
     each: bool,
     /// The same for each envelope, or for some, with those that they build on,

@@ -24,6 +24,7 @@ use crate::{
     guest::{self, SUITE},
     hugepages::HugePages,
     llvm::Llvm,
+    profile::NO_PROFILE,
 };
 
 /// How many random operations the devices are compared with
@@ -35,17 +36,18 @@ const SLOWER: &str = "--timeout-multiplier=6";
 /// Where sanitizers write to
 struct Reports {
     dir: PathBuf,
-    vars: [(&'static str, PathBuf); 3],
+    vars: [(&'static str, PathBuf); 4],
 }
 
 impl Reports {
-    fn new(env: &Env) -> Result<Self> {
+    fn new(env: &Env, symbolizer: &str) -> Result<Self> {
         let dir = env.cache.join("sanitizer-reports");
         remove(&dir)?;
         fs::create_dir_all(&dir)?;
         let suppressions = env.repo.join("xtask/lsan-suppressions.txt");
-        let (log, symbolizer) = (dir.join("report"), Llvm::provide(env)?.symbolizer());
+        let log = dir.join("report");
         let vars = [
+            (NO_PROFILE.0, NO_PROFILE.1.to_owned()),
             // A file for each process, whatever becomes of its stderr
             (
                 "ASAN_OPTIONS",
@@ -107,10 +109,11 @@ fn read_all(dir: &Path) -> Result<Vec<(PathBuf, String)>> {
 /// Run the qtests on both devices, and some tests of each kind on the Rust
 /// device.
 pub fn sanitize(env: &Env, seed: &str) -> Result<Count> {
+    let llvm = Llvm::provide(env)?;
     let [c, rust] = [Device::C, Device::Rust]
-        .map(|device| Build::prepare_sanitized(env, device, Target::X86_64));
+        .map(|device| Build::prepare_sanitized(env, &llvm, device, Target::X86_64));
     let (c, rust) = (c?, rust?);
-    let reports = Reports::new(env)?;
+    let reports = Reports::new(env, &llvm.symbolizer())?;
     let mut count = Count::default();
     for build in [&c, &rust] {
         build.build_qemu(env)?;
@@ -161,7 +164,7 @@ mod tests {
     fn reports_are_failures() {
         let tmp = tempfile::tempdir().unwrap();
         let env = Env::for_tests(tmp.path());
-        let reports = Reports::new(&env).unwrap();
+        let reports = Reports::new(&env, "").unwrap();
         assert_eq!(reports.count().unwrap(), PASS);
         let write = |pid, text| fs::write(reports.dir.join(format!("report.{pid}")), text).unwrap();
         write(3, "==3==WARNING: ASan doesn't fully support swapcontext\n");
@@ -174,7 +177,7 @@ mod tests {
         let count = reports.count().unwrap();
         assert_eq!((count.passed, count.failed), (0, 2));
         // They are those of the last time.
-        let next = Reports::new(&env).unwrap();
+        let next = Reports::new(&env, "").unwrap();
         assert_eq!(next.count().unwrap(), PASS);
     }
 
