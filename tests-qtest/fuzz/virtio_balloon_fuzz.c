@@ -658,7 +658,10 @@ static void start_migration(Fuzz *f)
                               qemu_memfd_create("stream", 0, false, 0, 0,
                                                 &error_abort));
     }
-    /* It is limited to so few bytes in a second that it does not end. */
+    /*
+     * It is limited to so few bytes in a second that it only ends by itself if
+     * the driver has hinted nearly all memory.
+     */
     qmp_migrate(uri, false, NULL, false, false, false, false, &err);
     /* There are states of the VM in which it cannot be migrated. */
     if (err && runstate_is_running()) {
