@@ -18,6 +18,7 @@
 #include "qapi/qapi-commands-machine.h"
 #include "qapi/qapi-commands-migration.h"
 #include "qapi/qapi-commands-misc.h"
+#include "qapi/qapi-commands-yank.h"
 #include "qobject/qobject.h"
 #include "qom/object.h"
 #include "qom/qom-qobject.h"
@@ -645,12 +646,28 @@ static void set_discard_disabled(Fuzz *f, bool disabled)
     }
 }
 
+/*
+ * Whether there still is something of a migration.  migration_is_running() is
+ * false before everything is cleaned up; another migration would abort then.
+ */
+static bool is_migrating(void)
+{
+    YankInstanceList *list = qmp_query_yank(NULL), *i;
+    bool found = false;
+
+    for (i = list; i; i = i->next) {
+        found |= i->value->type == YANK_INSTANCE_TYPE_MIGRATION;
+    }
+    qapi_free_YankInstanceList(list);
+    return found;
+}
+
 static void start_migration(Fuzz *f)
 {
     static char *uri;
     Error *err = NULL;
 
-    if (migration_is_running()) {
+    if (is_migrating()) {
         return;
     }
     if (!uri) {
@@ -680,8 +697,7 @@ static void cancel_migration(Fuzz *f)
     if (migration_is_running()) {
         qmp_migrate_cancel(NULL);
     }
-    /* If it has ended by itself, the VM stops after that. */
-    while (migration_is_running() || runstate_check(RUN_STATE_FINISH_MIGRATE)) {
+    while (is_migrating()) {
         let_others_run(f, 100);
     }
     flush_events(f->s);
