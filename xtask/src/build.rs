@@ -116,6 +116,17 @@ pub fn build_both(env: &Env) -> Result<[Build; 2]> {
     Ok([build(Device::C)?, build(Device::Rust)?])
 }
 
+/// The program that a file in tests/qtest belongs to, if it has test cases
+pub fn qtest_program(file: &str) -> Option<&str> {
+    let name = file.strip_suffix(".c").filter(|n| n.ends_with("-test"))?;
+    // Those for all machines that libqos knows are linked into one program.
+    Some(if name.ends_with("-qos-test") {
+        "qos-test"
+    } else {
+        name
+    })
+}
+
 /// What a build is for
 enum Kind {
     /// Tests: it has only what they need

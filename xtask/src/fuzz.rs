@@ -160,17 +160,19 @@ impl Fuzzer {
         )
     }
 
-    /// Run all inputs once.
+    /// Run all inputs once, and return how much of the Rust device and of its
+    /// bindings they execute.
     ///
     /// # Errors
     ///
-    /// Fails if QEMU does with an input what it must not.
-    pub fn replay(&self, env: &Env) -> Result<()> {
+    /// Fails if QEMU does with an input what it must not, or has the device in C.
+    pub fn replay(&self, env: &Env) -> Result<Figures> {
         env.say("running the inputs of the fuzzer");
         let (program, corpus) = (&self.program, &self.corpus);
+        let dir = self.sh.current_dir();
         // What libFuzzer says is on standard error.
         let output = cmd!(self.sh, "{program} {TARGET} {ALWAYS...} -runs=0 {corpus}")
-            .env(PROFILE, self.sh.current_dir().join("inputs.profraw"))
+            .env(PROFILE, dir.join("inputs.profraw"))
             .quiet()
             .ignore_status()
             .output()?;
@@ -179,18 +181,7 @@ impl Fuzzer {
             "QEMU did with an input what it must not:\n{}",
             end_of(&output.stderr)
         );
-        Ok(())
-    }
-
-    /// How much of the Rust device and of its bindings the inputs have executed
-    /// in [`Self::replay`]
-    ///
-    /// # Errors
-    ///
-    /// Fails if they were not counted.
-    pub fn figures(&self) -> Result<Figures> {
-        let program = self.program.display().to_string();
-        let mut table = figures(&self.llvm, &self.sh.current_dir(), &[program])?;
+        let mut table = figures(&self.llvm, &dir, &[program.display().to_string()])?;
         table.remove(TOTAL).context("llvm-cov has no sum")
     }
 
@@ -216,11 +207,8 @@ pub fn fuzz(env: &Env, device: Device, minutes: u64, save: bool) -> Result<()> {
     fuzzer.minimize(env)?;
     println!("{executions}");
     let inputs = fuzzer.sh.read_dir(&fuzzer.corpus)?.len();
-    fuzzer.replay(env)?;
     match device {
-        Device::Rust => {
-            println!("{inputs} inputs {}", describe(&fuzzer.figures()?));
-        }
+        Device::Rust => println!("{inputs} inputs {}", describe(fuzzer.replay(env)?)),
         Device::C => println!("{inputs} inputs"),
     }
     if save {
@@ -239,14 +227,18 @@ fn executed(log: &str) -> Option<u64> {
         .ok()
 }
 
+/// What is before, between and behind the figures in [`describe`]
+pub const DESCRIPTION: [&str; 3] = [
+    "execute ",
+    " % of the lines of the device and of its bindings, and take ",
+    " % of the branches",
+];
+
 /// What inputs do
-pub fn describe(Figures { lines, branches }: &Figures) -> String {
-    format!(
-        "execute {:.1} % of the lines of the device and of its bindings, and take {:.1} % of the \
-         branches",
-        lines.percent(),
-        branches.percent()
-    )
+pub fn describe(figures: Figures) -> String {
+    let [before, between, behind] = DESCRIPTION;
+    let [lines, branches] = figures.percent();
+    format!("{before}{lines:.1}{between}{branches:.1}{behind}")
 }
 
 /// The inputs in a text

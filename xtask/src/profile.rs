@@ -56,6 +56,13 @@ pub struct Ratio {
     covered: u64,
 }
 
+impl Figures {
+    /// How much of the lines and of the branches was executed, in per cent
+    pub fn percent(self) -> [f64; 2] {
+        [self.lines, self.branches].map(Ratio::percent)
+    }
+}
+
 impl Ratio {
     pub fn percent(self) -> f64 {
         if self.count == 0 {

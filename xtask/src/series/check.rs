@@ -18,7 +18,7 @@ use super::{
     style::check_style,
 };
 use crate::{
-    build::{Build, Device, Target},
+    build::{qtest_program, Build, Device, Target},
     env::Env,
     hugepages::HugePages,
     run::RunQuiet,
@@ -311,16 +311,7 @@ fn build_stages(
 fn qtests_among(files: &str) -> Vec<&str> {
     files
         .lines()
-        .filter_map(|file| file.strip_prefix("tests/qtest/")?.strip_suffix(".c"))
-        .filter(|name| name.ends_with("-test"))
-        // Those for all machines that libqos knows are linked into one program.
-        .map(|name| {
-            if name.ends_with("-qos-test") {
-                "qos-test"
-            } else {
-                name
-            }
-        })
+        .filter_map(|file| qtest_program(file.strip_prefix("tests/qtest/")?))
         .collect()
 }
 

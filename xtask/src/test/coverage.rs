@@ -19,7 +19,7 @@ use crate::{
     env::{remove, Env},
     hugepages::HugePages,
     llvm::Llvm,
-    profile::{figures, Figures, Ratio, Table, TOTAL},
+    profile::{figures, Figures, Table, TOTAL},
     run::{shell_in, RunQuiet},
 };
 
@@ -73,7 +73,7 @@ fn worse(table: &Table, documented: &BTreeMap<String, [f64; 2]>) -> Vec<String> 
     let mut worse = Vec::new();
     for (name, before) in documented {
         let figures = table.get(name).copied().unwrap_or_default();
-        let after = [figures.lines, figures.branches].map(Ratio::percent);
+        let after = figures.percent();
         for ((what, new), old) in ["lines", "branches"].into_iter().zip(after).zip(before) {
             if new < old - TOLERANCE {
                 worse.push(format!("{name}: {what} {new:.1} %, was {old:.1} %"));

@@ -10,19 +10,11 @@ use super::results::Count;
 use crate::{
     build::Device,
     env::Env,
-    fuzz::{describe, Fuzzer},
-    profile::Ratio,
+    fuzz::{describe, Fuzzer, DESCRIPTION},
 };
 
 /// The file that says how much is executed
 const DOCUMENT: &str = "docs/security.md";
-
-/// What is before, between and behind the figures there, in per cent
-const FIGURES: [&str; 3] = [
-    "inputs of the repository execute ",
-    " % of the lines of the device and of its bindings, and take ",
-    " % of the branches",
-];
 
 /// By how many per cent a figure may fall: some lines depend on the time
 const TOLERANCE: f64 = 1.0;
@@ -30,9 +22,10 @@ const TOLERANCE: f64 = 1.0;
 fn documented(text: &str) -> Option<[f64; 2]> {
     // The text may be divided into lines anywhere.
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let (_, rest) = text.split_once(FIGURES[0])?;
-    let (lines, rest) = rest.split_once(FIGURES[1])?;
-    let (branches, _) = rest.split_once(FIGURES[2])?;
+    let [before, between, behind] = DESCRIPTION;
+    let (_, rest) = text.split_once(&format!("inputs of the repository {before}"))?;
+    let (lines, rest) = rest.split_once(between)?;
+    let (branches, _) = rest.split_once(behind)?;
     Some([lines.parse().ok()?, branches.parse().ok()?])
 }
 
@@ -46,13 +39,11 @@ fn as_good(after: [f64; 2], before: [f64; 2]) -> bool {
 
 pub fn fuzz(env: &Env) -> Result<Count> {
     let fuzzer = Fuzzer::prepare(env, Device::Rust)?;
-    fuzzer.replay(env)?;
-    let figures = fuzzer.figures()?;
-    println!("the inputs {}", describe(&figures));
+    let figures = fuzzer.replay(env)?;
+    println!("the inputs {}", describe(figures));
     let document = fs::read_to_string(env.repo.join(DOCUMENT))?;
     let before = documented(&document).with_context(|| format!("no figures in {DOCUMENT}"))?;
-    let after = [figures.lines, figures.branches].map(Ratio::percent);
-    Ok(Count::from(as_good(after, before)))
+    Ok(Count::from(as_good(figures.percent(), before)))
 }
 
 #[cfg(test)]

@@ -132,17 +132,16 @@ mod tests {
     use std::{fs, path::Path};
 
     use super::*;
+    use crate::build::qtest_program;
 
     #[test]
     fn no_qtest_is_forgotten() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests-qtest");
         for entry in fs::read_dir(dir).unwrap() {
             let name = entry.unwrap().file_name().into_string().unwrap();
-            let Some(test) = name.strip_suffix(".c").filter(|n| n.ends_with("-test")) else {
+            let Some(test) = qtest_program(&name) else {
                 continue;
             };
-            // Those for all machines that libqos knows are linked into one program.
-            let test = test.strip_suffix("-qos-test").map_or(test, |_| "qos-test");
             let all = balloon_tests(Device::Rust, Target::X86_64);
             let mut run = all.iter().chain(QTESTS);
             assert!(run.any(|t| *t == test), "{test} is not run");
