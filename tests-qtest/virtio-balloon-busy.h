@@ -75,7 +75,11 @@ void check_works(Balloon *b);
 pid_t stop_iothread(Balloon *b);
 void continue_iothread(pid_t tid);
 
-/* Add a test for each queue, of which the data is the number of the queue. */
-void add_queue_tests(const char *name, void (*fn)(const void *));
+/*
+ * Add a test for each queue.  If it returns false, the Rust device was done too
+ * early, and the test is repeated: how long the device takes depends on the
+ * host.
+ */
+void add_queue_tests(const char *name, bool (*fn)(int queue));
 
 #endif

@@ -905,6 +905,8 @@ typedef struct Busy {
     Area area;
     uint32_t heads[16];
     int n;
+    /* The device was done before the test has done what it is for. */
+    bool late;
 } Busy;
 
 static int64_t in_flight(Busy *busy)
@@ -972,10 +974,6 @@ static void busy_start(Busy *busy, const char *options, int queue)
         }
     }
     make_available(b, busy->q, busy->heads, busy->n);
-    if (rust_device) {
-        /* If the device was done, the test would be useless. */
-        g_assert_cmpint(in_flight(busy), >, 0);
-    }
 }
 
 /* All elements are used, in order; the work on them is done. */
@@ -1101,11 +1099,11 @@ static void do_snapshot(Busy *busy)
     g_test_message("%d of %d elements were used before the snapshot is"
                    " canceled", used, busy->n);
     cancel_migration(b);
+    if (rust_device && busy->queue != 2) {
+        busy->late |= used == busy->n;
+    }
     for (int i = 0; i < busy->n; i++) {
         wait_used(b, busy->q, busy->heads[i]);
-    }
-    if (rust_device && busy->queue != 2) {
-        g_assert_cmpint(used, <, busy->n);
     }
     check_guard(busy);
     area_send(b, IVQ, &area);
@@ -1151,11 +1149,17 @@ typedef struct EventOnQueue {
 static void test_event(const void *data)
 {
     const EventOnQueue *on = data;
+    int tries = 0;
     Busy busy;
 
-    busy_start(&busy, REPORTING, on->queue);
-    events[on->event].fn(&busy);
-    balloon_quit(busy.b);
+    do {
+        /* The device must not be faster than the test every time. */
+        g_assert_cmpint(tries++, <, 100);
+        busy_start(&busy, REPORTING, on->queue);
+        busy.late = rust_device && in_flight(&busy) == 0;
+        events[on->event].fn(&busy);
+        balloon_quit(busy.b);
+    } while (busy.late);
 }
 
 int main(int argc, char **argv)
