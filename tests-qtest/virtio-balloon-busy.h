@@ -77,8 +77,7 @@ void continue_iothread(pid_t tid);
 
 /*
  * Add a test for each queue.  If it returns false, the Rust device was done too
- * early, and the test is repeated: how long the device takes depends on the
- * host.
+ * early, and there is another attempt.
  */
 void add_queue_tests(const char *name, bool (*fn)(int queue));
 

@@ -612,6 +612,20 @@ QDict *get_status(Balloon *b)
         " 'property': 'balloon-status' } }", BALLOON_PATH);
 }
 
+int64_t get_in_flight(Balloon *b, const char *queue)
+{
+    QDict *status = get_status(b);
+    int64_t n = qdict_get_int(qdict_get_qdict(status, "in-flight"), queue);
+
+    qobject_unref(status);
+    return n;
+}
+
+void begin_attempt(int *attempts)
+{
+    g_assert_cmpint((*attempts)++, <, 100);
+}
+
 void assert_summary(Balloon *b, const char *expected)
 {
     QDict *status = get_status(b);

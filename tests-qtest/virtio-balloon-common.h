@@ -261,6 +261,16 @@ uint64_t get_counter(Balloon *b, const char *name);
  */
 QDict *get_status(Balloon *b);
 
+/* How many elements of a queue it has there */
+int64_t get_in_flight(Balloon *b, const char *queue);
+
+/*
+ * Begin an attempt of something that the device may be done with before the
+ * test has done what it is for.  How long it takes depends on the host, but it
+ * must not be faster than the test every time.
+ */
+void begin_attempt(int *attempts);
+
 /* Check the member "summary" of balloon-status. */
 void assert_summary(Balloon *b, const char *expected);
 

@@ -47,6 +47,15 @@ static void end_round(Busy *busy, pid_t tid)
 }
 
 /*
+ * Whether the Rust device was done too early.  With hints, the I/O thread is
+ * stopped, if that is permitted.
+ */
+static bool is_late(Busy *busy)
+{
+    return rust_device && busy->queue != HINT && busy_in_flight(busy) == 0;
+}
+
+/*
  * Memory hotplug
  */
 
@@ -81,8 +90,8 @@ static void check_size(Balloon *b, uint64_t size)
 static bool test_dimm(int queue)
 {
     const uint64_t guard = DIMM_ADDR + DIMM_SIZE - 2 * PAGE;
-    bool in_flight = false;
     Balloon *b;
+    bool late;
     Busy busy;
     pid_t tid;
 
@@ -113,10 +122,8 @@ static bool test_dimm(int queue)
     end_round(&busy, tid);
     busy_check_guard(&busy);
     check_size(b, VM_SIZE);
-    if (rust_device && queue <= DEFLATE) {
-        in_flight = busy_in_flight(&busy) > 0;
-    }
-    if (in_flight) {
+    late = queue <= DEFLATE && is_late(&busy);
+    if (rust_device && queue <= DEFLATE && !late) {
         /* The memory comes back while there are elements that name it. */
         plug_dimm(b);
         busy_finish(&busy);
@@ -134,7 +141,7 @@ static bool test_dimm(int queue)
     assert_pages(b, guard, "P0");
     check_works(b);
     balloon_quit(b);
-    return !rust_device || queue > DEFLATE || in_flight;
+    return !late;
 }
 
 /*
@@ -206,10 +213,10 @@ static uint16_t vmem_request(VirtioMem *m, uint16_t type, uint16_t blocks)
 
 static bool test_virtio_mem(int queue)
 {
-    bool in_time = true;
     uint64_t guard;
     VirtioMem m;
     Balloon *b;
+    bool late;
     Busy busy;
     pid_t tid;
 
@@ -237,9 +244,7 @@ static bool test_virtio_mem(int queue)
     end_round(&busy, tid);
     g_assert_cmpint(vmem_request(&m, VIRTIO_MEM_REQ_UNPLUG, VMEM_BUSY), ==,
                     VIRTIO_MEM_RESP_ACK);
-    if (rust_device && queue != HINT) {
-        in_time = busy_in_flight(&busy) > 0;
-    }
+    late = is_late(&busy);
     busy_check_guard(&busy);
     g_assert_cmpint(vmem_request(&m, VIRTIO_MEM_REQ_PLUG, VMEM_BUSY), ==,
                     VIRTIO_MEM_RESP_ACK);
@@ -249,7 +254,7 @@ static bool test_virtio_mem(int queue)
     check_works(b);
     vmem_cleanup(&m);
     balloon_quit(b);
-    return in_time;
+    return !late;
 }
 
 /*
@@ -359,7 +364,7 @@ static bool check_new_driver(int queue, const NewDriver *driver)
     Balloon *b = balloon_boot(transport, ",packed=on" OPTIONS);
     g_autofree char *before = NULL, *after = NULL;
     QVirtQueue *old[ARRAY_SIZE(b->vq)];
-    bool in_time;
+    bool late;
     int n;
     Busy busy;
     pid_t tid;
@@ -373,8 +378,10 @@ static bool check_new_driver(int queue, const NewDriver *driver)
     tid = begin_round(b, queue);
     busy_start(&busy, b, queue, busy_alloc(b), 16);
 
-    in_time = !rust_device || (queue == HINT && !tid) ||
-              busy_in_flight(&busy) > 0;
+    late = is_late(&busy);
+    if (tid) {
+        g_assert_cmpint(busy_in_flight(&busy), >, 0);
+    }
     b->dev->bus->set_status(b->dev, 0);
     continue_iothread(tid);
     before = rings_checksum(b, old, n);
@@ -404,7 +411,7 @@ static bool check_new_driver(int queue, const NewDriver *driver)
         qvirtqueue_cleanup(b->dev->bus, old[i], b->alloc);
     }
     balloon_quit(b);
-    return in_time;
+    return !late;
 }
 
 static bool test_new_driver(int queue)
@@ -467,7 +474,7 @@ static Balloon *restore(Balloon *src)
 static bool test_kill_stopped(int queue)
 {
     Balloon *b = balloon_start(transport, OPTIONS);
-    bool in_time = true;
+    bool late = false;
     Busy busy;
 
     if (queue == HINT) {
@@ -478,7 +485,7 @@ static bool test_kill_stopped(int queue)
     stop_vm(b);
     if (rust_device && queue != STATS) {
         g_assert_cmpint(busy_in_flight(&busy), ==, 0);
-        in_time = used_idx(busy.b, busy.q) < busy.end;
+        late = used_idx(busy.b, busy.q) == busy.end;
     }
     balloon_save(b, state_path);
     kill_qemu(b);
@@ -489,7 +496,7 @@ static bool test_kill_stopped(int queue)
     busy_finish(&busy);
     check_works(busy.b);
     balloon_quit(busy.b);
-    return in_time;
+    return !late;
 }
 
 /*
@@ -500,8 +507,8 @@ static bool test_kill_running(int queue)
 {
     Balloon *b = balloon_start(transport, OPTIONS);
     uint64_t large = busy_alloc(b);
-    bool in_time = true;
     uint16_t used;
+    bool late;
     Busy busy;
 
     if (queue == HINT) {
@@ -510,9 +517,8 @@ static bool test_kill_running(int queue)
     busy_start(&busy, b, queue, large, 16);
     if (queue == HINT) {
         continue_vm(b);
-    } else if (rust_device) {
-        in_time = busy_in_flight(&busy) > 0;
     }
+    late = is_late(&busy);
     balloon_save(b, state_path);
     used = used_idx(busy.b, busy.q);
     /* Each element names all pages. */
@@ -535,7 +541,7 @@ static bool test_kill_running(int queue)
     busy_finish(&busy);
     check_works(busy.b);
     balloon_quit(busy.b);
-    return in_time;
+    return !late;
 }
 
 int main(int argc, char **argv)
