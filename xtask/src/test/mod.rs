@@ -209,6 +209,12 @@ pub fn run(env: &Env, suites: &[Suite], options: &Options) -> Result<ExitCode> {
         total += count;
     }
 
+    if suites.len() > 1 {
+        // The reason should not have to be looked for far above.
+        for message in &total.messages {
+            println!("{message}");
+        }
+    }
     println!(
         "{} passed, {} failed, {} skipped",
         total.passed, total.failed, total.skipped

@@ -14,11 +14,13 @@ use crate::{
 };
 
 /// How many tests had which result
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Count {
     pub passed: usize,
     pub failed: usize,
     pub skipped: usize,
+    /// What the runners said of those that failed, for the end of the output
+    pub messages: Vec<String>,
 }
 
 impl AddAssign for Count {
@@ -26,6 +28,7 @@ impl AddAssign for Count {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped += other.skipped;
+        self.messages.extend(other.messages);
     }
 }
 
@@ -33,6 +36,7 @@ pub const PASS: Count = Count {
     passed: 1,
     failed: 0,
     skipped: 0,
+    messages: Vec::new(),
 };
 
 impl From<bool> for Count {
@@ -41,7 +45,7 @@ impl From<bool> for Count {
         Self {
             passed: good.into(),
             failed: (!good).into(),
-            skipped: 0,
+            ..Self::default()
         }
     }
 }
@@ -96,16 +100,17 @@ pub fn meson_test(
     };
     let count = parse_junit(&fs::read_to_string(&junit)?)?;
     if let Err(err) = result {
-        eprintln!("{err:#}");
         // Meson overwrites it the next time
         let kept = env
             .cache
             .join(format!("failed {what}.log").replace(' ', "-"));
         fs::copy(junit.with_extension("").with_extension("txt"), &kept)?;
-        eprintln!("The complete log is in {}", kept.display());
+        let message = format!("{err:#}\nThe complete log is in {}", kept.display());
+        eprintln!("{message}");
         // even if meson does not say which test it was
         return Ok(Count {
             failed: count.failed.max(1),
+            messages: vec![message],
             ..count
         });
     }
@@ -147,7 +152,8 @@ mod tests {
             Count {
                 passed: 1,
                 failed: 2,
-                skipped: 1
+                skipped: 1,
+                messages: Vec::new(),
             }
         );
         parse_junit("<a>").unwrap_err();

@@ -41,7 +41,7 @@ pub fn unit(env: &Env) -> Result<Count> {
     let mut count = Count {
         passed: lines_with(" ... ok"),
         skipped: lines_with(" ... ignored"),
-        failed: 0,
+        ..Count::default()
     };
     cargo(
         env,
