@@ -183,16 +183,6 @@ static void make_old_file(const char *path)
  * VMs
  */
 
-static uint64_t huge_pages(const char *name)
-{
-    g_autofree char *path =
-        g_strdup_printf("/sys/kernel/mm/hugepages/hugepages-2048kB/%s", name);
-    g_autofree char *text = NULL;
-
-    return g_file_get_contents(path, &text, NULL, NULL) ?
-           g_ascii_strtoull(text, NULL, 10) : 0;
-}
-
 /* The memfd with the memory is only visible in /proc. */
 static char *find_memfd(QTestState *qts)
 {
@@ -834,16 +824,8 @@ static const Case cases[] = {
 static void run_case(const void *opaque)
 {
     const Case *c = opaque;
-    uint64_t needed = c->vms * RAM_SIZE / HUGE_PAGE;
-    uint64_t free = huge_pages("free_hugepages") -
-                    huge_pages("resv_hugepages");
 
-    if (c->memory == HUGETLB && free < needed) {
-        g_autofree char *reason =
-            g_strdup_printf("%" PRIu64 " huge pages are needed, and %" PRIu64
-                            " are free", needed, free);
-
-        g_test_skip(reason);
+    if (c->memory == HUGETLB && !qtest_take_huge_pages(c->vms * RAM_SIZE)) {
         return;
     }
     test_case = c;

@@ -123,9 +123,6 @@ const Transport *pci_transport(void);
 /* Add tests for all transports. @tests must exist until they have run. */
 void add_transport_tests(const TransportTest *tests, size_t n);
 
-/* Whether there are enough huge pages for the memory of some VMs */
-bool have_huge_pages(int vms);
-
 /* Whether the device is the Rust implementation, which has more properties */
 bool is_rust_device(void);
 

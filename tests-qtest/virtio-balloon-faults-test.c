@@ -557,8 +557,7 @@ static void test_case(const void *data)
         g_test_skip(no_faults);
         return;
     }
-    if (huge && !have_huge_pages(1)) {
-        g_test_skip("not enough huge pages are free");
+    if (huge && !qtest_take_huge_pages(RAM_SIZE)) {
         return;
     }
     if (memories[c->memory].file) {
@@ -742,11 +741,7 @@ static bool can_populate(void)
         g_test_skip(no_faults);
         return false;
     }
-    if (!have_huge_pages(1)) {
-        g_test_skip("not enough huge pages are free");
-        return false;
-    }
-    return true;
+    return qtest_take_huge_pages(RAM_SIZE);
 }
 
 static void test_populate(void)

@@ -199,8 +199,7 @@ static void test_message(const void *data)
                                                 message->log ? "" : ": ",
                                                 message->text);
 
-    if (message->huge_pages && !have_huge_pages(1)) {
-        g_test_skip("not enough huge pages are free");
+    if (message->huge_pages && !qtest_take_huge_pages(RAM_SIZE)) {
         return;
     }
     g_test_trap_subprocess(path, 0, 0);

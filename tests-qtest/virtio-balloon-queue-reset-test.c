@@ -443,8 +443,7 @@ static void check_huge_pages(const Transport *t, const char *property)
     Balloon *b;
     Work w;
 
-    if (!have_huge_pages(1)) {
-        g_test_skip("not enough huge pages are free");
+    if (!qtest_take_huge_pages(RAM_SIZE)) {
         return;
     }
     b = balloon_start(t, options);

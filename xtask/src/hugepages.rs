@@ -9,6 +9,10 @@ use crate::env::Env;
 /// Huge pages that were reserved, and are given back in the end
 pub struct HugePages(Option<u64>);
 
+/// What qtests need: two VMs with 128 MiB each.  One test at a time uses huge
+/// pages.
+pub const FOR_QTESTS: u64 = 128;
+
 const NR_HUGEPAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
 
 impl HugePages {

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     build::{qtest_program, Build, Device, Target},
     env::Env,
-    hugepages::HugePages,
+    hugepages::{HugePages, FOR_QTESTS},
     run::RunQuiet,
     source::{in_worktree, local_patches, mounted_files, Source},
 };
@@ -249,8 +249,7 @@ fn build_stages(
 ) -> Result<()> {
     env.need_space(8)?;
     let root = env.temp_dir("stages")?;
-    // as for the suite of qtests
-    let _pages = HugePages::reserve(env, 240);
+    let _pages = HugePages::reserve(env, FOR_QTESTS);
     let result = (|| {
         let tree = source.pristine_worktree(env, root.path())?;
         let sh = tree.git()?;

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     build::{Build, Device, Target, COVERAGE, UNSTABLE},
     env::{remove, Env},
-    hugepages::HugePages,
+    hugepages::{HugePages, FOR_QTESTS},
     llvm::Llvm,
     profile::{figures, Figures, Table, TOTAL},
     run::{shell_in, RunQuiet},
@@ -134,7 +134,7 @@ pub fn coverage(env: &Env, seed: &str) -> Result<Count> {
         ("LLVM_PROFILE_FILE", profile.clone()),
     ];
     {
-        let _pages = HugePages::reserve(env, 240);
+        let _pages = HugePages::reserve(env, FOR_QTESTS);
         let tests: Vec<_> = balloon_tests(Device::Rust, Target::X86_64)
             .into_iter()
             .chain(["virtio-ring-test"])

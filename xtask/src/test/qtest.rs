@@ -11,7 +11,7 @@ use super::{
 use crate::{
     build::{Build, Device, Target},
     env::Env,
-    hugepages::HugePages,
+    hugepages::{HugePages, FOR_QTESTS},
 };
 
 /// The tests of the balloon that the build with a device has to have
@@ -88,8 +88,7 @@ pub fn qtest(env: &Env, only: Option<Device>, target: Target) -> Result<Count> {
     let devices = only.map_or_else(|| vec![Device::C, Device::Rust], |d| vec![d]);
     let mut count = Count::default();
     let mut builds = Vec::new();
-    // for two VMs with 128 MiB each, and two with 64 MiB in another test
-    let _pages = HugePages::reserve(env, 240);
+    let _pages = HugePages::reserve(env, FOR_QTESTS);
 
     for device in devices {
         let build = Build::prepare(env, device, target, None)?;

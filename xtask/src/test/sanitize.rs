@@ -22,7 +22,7 @@ use crate::{
     build::{Build, Device, Target},
     env::{remove, Env},
     guest::{self, SUITE},
-    hugepages::HugePages,
+    hugepages::{HugePages, FOR_QTESTS},
     llvm::Llvm,
     profile::NO_PROFILE,
 };
@@ -127,8 +127,7 @@ pub fn sanitize(env: &Env, seed: &str) -> Result<Count> {
 
 /// The qtests of the balloon; there are 100 hotplugs among them.
 fn qtests(env: &Env, build: &Build, reports: &Reports) -> Result<Count> {
-    // for three VMs with 128 MiB each
-    let _pages = HugePages::reserve(env, 200);
+    let _pages = HugePages::reserve(env, FOR_QTESTS);
     let tests: Vec<_> = balloon_tests(build.device, Target::X86_64)
         .iter()
         .map(|test| format!("qtest-x86_64/{test}"))
