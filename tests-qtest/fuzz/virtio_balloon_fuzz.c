@@ -959,25 +959,11 @@ static void virtio_balloon_fuzz(QTestState *s, const unsigned char *data,
     unplug(&f);
 }
 
-static long huge_pages(const char *which)
-{
-    g_autofree char *path = g_strdup_printf(
-        "/sys/kernel/mm/hugepages/hugepages-2048kB/%s_hugepages", which);
-    g_autofree char *text = NULL;
-
-    return g_file_get_contents(path, &text, NULL, NULL) ?
-           g_ascii_strtoll(text, NULL, 10) : 0;
-}
-
-/* Whether there are huge pages for a part of the memory */
-static bool have_huge_pages(void)
-{
-    return huge_pages("free") - huge_pages("resv") >= 12;
-}
-
 static GString *get_cmd_line(FuzzTarget *t)
 {
     GString *cmd_line = g_string_new(TARGET_NAME);
+    /* for the last part of the memory */
+    bool huge = qtest_available_huge_pages() >= 12;
 
     g_string_append_printf(cmd_line,
         " -machine pc,accel=qtest -nodefaults -display none -m %d"
@@ -987,7 +973,7 @@ static GString *get_cmd_line(FuzzTarget *t)
         " -object memory-backend-memfd,id=other,size=24M%s"
         " -numa node,memdev=private -numa node,memdev=shared"
         " -numa node,memdev=other -global migration.x-max-bandwidth=1",
-        RAM_MB, have_huge_pages() ? ",hugetlb=on,hugetlbsize=2M" : "");
+        RAM_MB, huge ? ",hugetlb=on,hugetlbsize=2M" : "");
     return cmd_line;
 }
 
